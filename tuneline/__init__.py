@@ -1,0 +1,1 @@
+"""What the stages share, and the light stages: nothing here loads torch or Prefect."""

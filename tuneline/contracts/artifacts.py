@@ -1,0 +1,253 @@
+"""What stages hand over: one small frozen record each, beside the files it describes.
+
+File names inside an artifact's folder are properties of the record, so that no reader spells one a second time.
+"""
+
+from enum import StrEnum
+from typing import ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Record(BaseModel):
+    """Base of everything that is written to disk between stages."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=())
+
+
+class LengthSummary(Record):
+    """Distribution of the conversations' lengths, in tokens."""
+
+    p50: int
+    p90: int
+    p99: int
+    max: int
+
+
+class PreparedData(Record):
+    """Tokenised rows with their loss masks, and what became of every row.
+
+    `train`, `held_out` and `retention` are `datasets` folders with the columns of `tuneline.data.columns`.
+    """
+
+    TRAIN: ClassVar = "train"
+    HELD_OUT: ClassVar = "held_out"
+    RETENTION: ClassVar = "retention"
+    TOKENIZER: ClassVar = "tokenizer"
+    RECEIPT: ClassVar = "receipt.json"
+
+    train_rows: int
+    held_out_rows: int
+    retention_rows: int
+    train_tokens: int
+    learned_tokens: int
+    lengths: LengthSummary
+    stop_token_ids: tuple[int, ...]
+    template_sha256: str
+    receipt_sha256: str
+
+
+class DerivedValue(Record):
+    """A setting that the config left open: what was chosen, and why."""
+
+    key: str
+    value: str
+    reason: str
+
+
+class Estimate(Record):
+    """A figure with its uncertainty."""
+
+    low: float
+    expected: float
+    high: float
+
+
+class Plan(Record):
+    """What the training will take, and the settings derived for it."""
+
+    device: str
+    parameters: int
+    trainable_parameters: int
+    optimizer_steps: int
+    micro_batch_rows: int
+    accumulation_steps: int
+    activation_checkpointing: bool
+    packing: bool
+    memory_bytes: Estimate
+    memory_limit_bytes: int
+    memory_parts_bytes: dict[str, int]
+    tokens_per_second: Estimate
+    hours: Estimate
+    usd: Estimate | None
+    derived: tuple[DerivedValue, ...]
+
+
+class ModuleCoverage(Record):
+    """How many modules of one class of name were adapted, and how many of its parameters are quantised."""
+
+    module: str
+    adapted: int
+    total: int
+
+
+class Adapter(Record):
+    """What training made: a PEFT folder, or every weight when the method is `full`."""
+
+    WEIGHTS: ClassVar = "weights"
+    METRICS: ClassVar = "metrics.jsonl"
+
+    method: Literal["lora", "qlora", "full"]
+    optimizer_steps: int
+    train_tokens: int
+    train_seconds: float
+    first_loss: float
+    last_loss: float
+    resumed_from_step: int
+    peak_memory_bytes: int
+    trainable_parameters: int
+    coverage: tuple[ModuleCoverage, ...]
+    weights_sha256: str
+
+
+class Certificate(Record):
+    """Proof, in figures, that the merged weights answer as the trained model does."""
+
+    base: Literal["original", "dequantised", "none"]
+    samples: int
+    tokens: int
+    mean_kl: float
+    p99_kl: float
+    top1_agreement: float
+    trained_nll: float
+    merged_nll: float
+    original_base_nll: float | None
+    """Loss of the other merge of a QLoRA adapter, on the base as it was before NF4."""
+    pairs_used: int
+    tensors_changed: int
+    tensors_total: int
+    weights_sha256: str
+
+
+class MergedModel(Record):
+    """Merged safetensors shards of at most 5 GB, tokenizer and generation config, in the layout that vLLM reads."""
+
+    MODEL: ClassVar = "model"
+    CERTIFICATE: ClassVar = "certificate.json"
+
+    bytes: int
+    shards: int
+    dtype: str
+    template_sha256: str
+    stop_token_ids: tuple[int, ...]
+    certificate: Certificate
+
+
+class SuiteScore(Record):
+    """One model on one suite."""
+
+    model: str
+    suite: str
+    items: int
+    metrics: dict[str, float]
+    """Means over the items: `exact_match`, `json_validity`, `stopped`; `held_out_loss` in nats per answer token."""
+
+
+class EvalReport(Record):
+    """Every model's answers on the same items."""
+
+    ITEMS: ClassVar = "items.jsonl"
+    PROBES: ClassVar = "probes.jsonl"
+
+    scores: tuple[SuiteScore, ...]
+    champion_version: str | None
+    seconds: float
+
+
+class Outcome(StrEnum):
+    """The gate's three answers."""
+
+    PROMOTE = "PROMOTE"
+    REJECT = "REJECT"
+    INCONCLUSIVE = "INCONCLUSIVE"
+
+
+class Check(Record):
+    """One condition of the gate with its interval.
+
+    `estimate`, `low` and `high` are a paired difference (candidate minus other), or a share for a one-sample check.
+    """
+
+    name: str
+    question: str
+    estimate: float
+    low: float
+    high: float
+    bound: float
+    items: int
+    outcome: Outcome
+    reason: str
+    missing_items: int = 0
+    """Items that would settle an INCONCLUSIVE check at the discordance seen."""
+
+
+class Verdict(Record):
+    """The promotion decision."""
+
+    outcome: Outcome
+    checks: tuple[Check, ...]
+    reasons: tuple[str, ...]
+    champion_version: str | None
+
+
+class RegisteredModel(Record):
+    """A version in the MLflow registry."""
+
+    name: str
+    version: str
+    run_id: str
+    model_id: str
+    alias: str | None
+
+
+class ServingImage(Record):
+    """An OCI image: thin layout (our layers; the base's by digest), deployment files beside it."""
+
+    LAYOUT: ClassVar = "layout"
+    DEPLOY: ClassVar = "deploy"
+
+    reference: str
+    manifest_digest: str
+    image_id: str
+    base_name: str
+    base_id: str
+    weights_bytes: int
+    own_layers: int
+
+
+class Rung(Record):
+    """One step of the verify ladder."""
+
+    name: str
+    passed: bool
+    figure: str
+    detail: str = ""
+
+
+class SmokeReport(Record):
+    """What the started image answered."""
+
+    passed: bool
+    rungs: tuple[Rung, ...]
+    start_seconds: float
+    total_seconds: float
+    image_id: str
+
+
+class Release(Record):
+    """Where the aliases stand after the run."""
+
+    champion_version: str | None
+    previous_version: str | None
+    moved: bool
+    reason: str

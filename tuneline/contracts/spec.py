@@ -1,0 +1,245 @@
+"""Everything one YAML may say: closed, frozen, and documented under each field.
+
+One file is one run. An unknown key is an error, every default stands here and nowhere else, and units are in the names.
+Where a run happens (store, URLs, credentials) is `settings`, never here: two machines given the same file ask for the
+same thing. `tests/test_contracts_spec.py` keeps the number of fields at 80 or fewer.
+"""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
+
+
+class Section(BaseModel):
+    """Base of the sections: unknown keys are refused, values never change, field docstrings become schema text."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=())
+
+
+class ModelSpec(Section):
+    """The base model."""
+
+    base: str
+    """Folder of the base model, or its name on the Hub (`Qwen/Qwen3-8B`)."""
+    revision: str | None = None
+    """Hub commit or tag; a run from the Hub should always name one."""
+    dtype: Literal["bfloat16", "float32", "float16"] = "bfloat16"
+    """Number format of the frozen base and of the merged weights."""
+    chat_template: str | None = None
+    """File with a Jinja chat template that replaces the tokenizer's own; it travels with the model to the server."""
+    attention: Literal["sdpa", "flash_attention_2", "eager"] = "sdpa"
+    """Attention kernel in training; `flash_attention_2` needs a GPU and makes packing pay."""
+
+
+class DataSpec(Section):
+    """Rows in, and what is kept of them."""
+
+    train: str
+    """Training rows: a .csv, .jsonl or .parquet file, or a Hub dataset as `hub:owner/name`."""
+    held_out: str | None = None
+    """Rows kept for evaluation; when absent, `held_out_share` of `train` is split off."""
+    held_out_share: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.1
+    """Share of `train` that is held out when `held_out` is absent."""
+    held_out_group: str | None = None
+    """Column whose values stay together when splitting, so that no group is on both sides."""
+    format: Literal["prompt_completion", "messages"] = "prompt_completion"
+    """Shape of a row: two text columns, or one column of chat messages."""
+    prompt_column: str = "prompt"
+    """Column with the user's text (format `prompt_completion`)."""
+    completion_column: str = "completion"
+    """Column with the wanted answer (format `prompt_completion`)."""
+    messages_column: str = "messages"
+    """Column with a list of `{role, content}` (format `messages`)."""
+    system_prompt: str | None = None
+    """System message put before every conversation that has none."""
+    prompt_template: str = "{prompt}"
+    """User message; `{prompt}` is replaced by the prompt column's text."""
+    replay: str | None = None
+    """Rows of what the base can already do, mixed into training so that it is not forgotten."""
+    replay_share: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """Share of the training rows that come from `replay`."""
+    retention: str | None = None
+    """Held-out rows of what the base can already do; the gate demands that they still hold."""
+    max_length_tokens: Annotated[int, Field(ge=8)] = 1024
+    """Longest conversation, in tokens after the chat template."""
+    over_length: Literal["error", "drop", "truncate_left", "truncate_right"] = "error"
+    """What happens to a longer one; `error` names the rows and what each choice would cost."""
+    max_train_rows: Annotated[int, Field(ge=1)] | None = None
+    """Use at most this many training rows, drawn with the seed."""
+    max_held_out_rows: Annotated[int, Field(ge=1)] | None = None
+    """Use at most this many held-out rows (and retention rows), drawn with the seed."""
+    hub_split: str = "train"
+    """Split of a Hub dataset."""
+    hub_revision: str | None = None
+    """Commit of a Hub dataset."""
+    seed: int = 17
+    """Seed of the split, the draw and the mix."""
+
+    @model_validator(mode="after")
+    def _cross_check(self) -> Self:
+        if "{prompt}" not in self.prompt_template:
+            raise ValueError("prompt_template must contain {prompt}")
+        if (self.replay is None) != (self.replay_share == 0.0):
+            raise ValueError("replay and replay_share go together: set both or neither")
+        return self
+
+
+class AdapterSpec(Section):
+    """What is trained: a low-rank adapter, the same on a 4-bit base, or every weight."""
+
+    method: Literal["lora", "qlora", "full"] = "lora"
+    """`qlora` freezes the base in NF4 with double quantisation; `full` trains every weight."""
+    rank: Annotated[int, Field(ge=1, le=512)] = 16
+    """Rank of the two factors."""
+    alpha: Annotated[float, Field(gt=0)] = 32.0
+    """The update is scaled by alpha / rank (alpha / sqrt(rank) with rslora)."""
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """Dropout before the adapter; 0.05 raises retained activations by 65 % on an 8B shape."""
+    target_modules: str | tuple[str, ...] = "all-linear"
+    """`all-linear`, or the names of the linear modules to adapt."""
+    rslora: bool = False
+    """Rank-stabilised scaling."""
+
+
+class TrainingSpec(Section):
+    """How it is trained."""
+
+    epochs: Annotated[float, Field(gt=0)] = 1.0
+    """Passes over the training rows."""
+    max_optimizer_steps: Annotated[int, Field(ge=1)] | None = None
+    """Stop after this many optimizer steps, whatever `epochs` says."""
+    effective_batch_rows: Annotated[int, Field(ge=1)] = 32
+    """Rows per optimizer step, over all devices and accumulation."""
+    micro_batch_rows: Annotated[int, Field(ge=1)] | None = None
+    """Rows per forward pass and device; derived from memory when absent."""
+    learning_rate: Annotated[float, Field(gt=0, le=0.1)] = 2e-4
+    """Peak learning rate."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """Decay after warm-up."""
+    warmup_share: Share = 0.03
+    """Share of the optimizer steps that warm up."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """Decoupled weight decay."""
+    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    """Gradients are clipped to this norm."""
+    activation_checkpointing: Literal["auto", "on", "off"] = "auto"
+    """Recompute activations in the backward pass: less memory, about 30 % more time."""
+    packing: Literal["auto", "on", "off"] = "auto"
+    """Several conversations in one row; `auto` packs only where attention is varlen."""
+    fsdp: bool = False
+    """Shard weights, gradients and optimizer over the GPUs of `budget.gpus`."""
+    checkpoint_every_optimizer_steps: Annotated[int, Field(ge=1)] = 100
+    """Distance between checkpoints."""
+    keep_checkpoints: Annotated[int, Field(ge=1)] = 2
+    """Whole checkpoints that stay on disk."""
+    log_every_optimizer_steps: Annotated[int, Field(ge=1)] = 10
+    """Distance between logged metrics."""
+    seed: int = 17
+    """Seed of adapter initialisation, order and dropout."""
+
+
+class EvaluationSpec(Section):
+    """What is asked of base, candidate and champion."""
+
+    metrics: tuple[Literal["exact_match", "json_validity"], ...] = ("exact_match",)
+    """Scores of generated answers; the held-out loss is always measured."""
+    max_new_tokens: Annotated[int, Field(ge=1)] = 128
+    """Longest generated answer."""
+    max_items: Annotated[int, Field(ge=1)] | None = None
+    """Generate for at most this many items of each suite."""
+    generate: bool = True
+    """`false` measures only the held-out loss, for tasks that an answer's text cannot score."""
+
+
+class GateSpec(Section):
+    """When a model may be promoted, written down before the result is known."""
+
+    metric: Literal["exact_match", "json_validity", "held_out_loss"] = "exact_match"
+    """The metric on which the candidate must be better than base and champion."""
+    min_improvement: Annotated[float, Field(ge=0)] = 0.0
+    """The lower end of the paired interval must exceed this (points as a share; nats per token for the loss)."""
+    retention_margin: Share = 0.05
+    """How much the retention suite may lose and still count as held."""
+    min_json_validity: Share | None = None
+    """Least share of candidate answers that parse as JSON, tested by the lower end of its interval."""
+    confidence: Annotated[float, Field(gt=0.5, lt=1.0)] = 0.95
+    """Confidence of every interval."""
+
+
+class RegistrySpec(Section):
+    """Under which names the result is kept."""
+
+    model: Name | None = None
+    """Registered model; the run's name when absent."""
+    experiment: str = "tuneline"
+    """MLflow experiment of the run."""
+
+
+class ServingSpec(Section):
+    """The image, and vLLM's settings inside it."""
+
+    base_image: str = "vllm/vllm-openai:v0.32.0"
+    """Image that the model's layers are put on."""
+    max_model_len: Annotated[int, Field(ge=8)] | None = None
+    """Longest prompt plus answer, in tokens; the base model's own limit when absent."""
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    """Number format while serving."""
+    max_num_seqs: Annotated[int, Field(ge=1)] = 64
+    """Requests in one batch."""
+    gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.92
+    """Share of the GPU's memory that vLLM takes."""
+    enforce_eager: bool = False
+    """Skip compilation: slower answers, faster start."""
+    drain_seconds: Annotated[int, Field(ge=0)] = 45
+    """Time that requests in flight get when the container is stopped (vLLM's own default is 0: they are aborted)."""
+    probes: Annotated[int, Field(ge=1)] = 8
+    """Held-out conversations that the started image is questioned with."""
+
+
+class BudgetSpec(Section):
+    """What the run may use; a plan beyond it is refused."""
+
+    gpu: Literal["none", "T4", "L4", "A10G", "A100-40GB", "A100-80GB", "H100", "H200"] = "none"
+    """GPU to plan for; `none` plans for this machine's CPU."""
+    gpus: Annotated[int, Field(ge=1, le=64)] = 1
+    """Number of GPUs."""
+    max_hours: Annotated[float, Field(gt=0)] | None = None
+    """Refuse a plan that is expected to train longer."""
+    max_usd: Annotated[float, Field(gt=0)] | None = None
+    """Refuse a plan that is expected to cost more."""
+    max_memory_gib: Annotated[float, Field(gt=0)] | None = None
+    """Memory per device; the GPU's (or this machine's) own when absent."""
+
+
+class RunSpec(Section):
+    """One run, from data to a served model."""
+
+    name: Name
+    """Name of the run and, unless `registry.model` says otherwise, of the model."""
+    model: ModelSpec
+    data: DataSpec
+    adapter: AdapterSpec = AdapterSpec()
+    training: TrainingSpec = TrainingSpec()
+    evaluation: EvaluationSpec = EvaluationSpec()
+    gate: GateSpec = GateSpec()
+    registry: RegistrySpec = RegistrySpec()
+    serving: ServingSpec = ServingSpec()
+    budget: BudgetSpec = BudgetSpec()
+
+    @property
+    def model_name(self) -> str:
+        """Name of the registered model."""
+        return self.registry.model or self.name
+
+    @model_validator(mode="after")
+    def _cross_check(self) -> Self:
+        if self.gate.metric == "json_validity" and "json_validity" not in self.evaluation.metrics:
+            raise ValueError("gate.metric is json_validity, so evaluation.metrics must name it")
+        if self.gate.metric != "held_out_loss" and not self.evaluation.generate:
+            raise ValueError("evaluation.generate is false, so gate.metric must be held_out_loss")
+        if self.adapter.method == "qlora" and self.training.fsdp and self.model.dtype == "float16":
+            raise ValueError("QLoRA under FSDP stores NF4 in the base's dtype: use model.dtype bfloat16")
+        return self
