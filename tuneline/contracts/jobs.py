@@ -8,11 +8,8 @@
 A child is started as `python -m PACKAGE JOB_DIR`. It dies with the process that supervises it.
 """
 
-import ctypes
 import errno
 import os
-import signal
-import sys
 import traceback
 from collections.abc import Callable, Sequence
 from enum import StrEnum
@@ -22,14 +19,14 @@ from pydantic import Field
 
 from tuneline.contracts.artifacts import Record
 from tuneline.contracts.errors import ExitCode, Problem, UserError
+from tuneline.contracts.lifeline import die_with_supervisor
 from tuneline.contracts.settings import switch_telemetry_off
 from tuneline.contracts.spec import RunSpec
 from tuneline.contracts.store import write_whole
 
 JOB, PROGRESS, OUTPUT, RESULT = "job.json", "progress.jsonl", "output.log", "result.json"
-SUPERVISOR_PID = "TUNELINE_SUPERVISOR_PID"
-PR_SET_PDEATHSIG = 1
-"""prctl(2): the signal that the kernel sends this process when its parent dies."""
+RESERVE = "reserve"
+"""A file of a few blocks that the supervisor writes and the child gives back: a full disk can still be reported."""
 
 
 class JobStatus(StrEnum):
@@ -113,6 +110,7 @@ def run_job(arguments: Sequence[str], stage: StageFunction) -> int:
     job = Job.model_validate_json((job_dir / JOB).read_text(encoding="utf-8"))
     result = _result_of(stage, job, file_reporter(job_dir / PROGRESS))
     if int(os.environ.get("RANK", "0")) == 0:  # under torchrun one rank speaks for all
+        (job_dir / RESERVE).unlink(missing_ok=True)
         write_whole(job_dir / RESULT, result.model_dump_json(indent=1))
     return ExitCode.DONE if result.status is JobStatus.COMPLETED else ExitCode.FAILED
 
@@ -125,17 +123,6 @@ def file_reporter(path: Path) -> Reporter:
             stream.write(event.model_dump_json() + "\n")
 
     return report
-
-
-def die_with_supervisor() -> None:
-    """Have the kernel send SIGTERM to this process when its parent dies.
-
-    Set here, by the child itself, because torchrun gives each rank a session of its own, out of reach of a group kill.
-    """
-    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-    supervisor = os.environ.get(SUPERVISOR_PID)
-    if supervisor and not Path(f"/proc/{supervisor}").exists():  # it died before the line above
-        sys.exit(ExitCode.FAILED)
 
 
 def _result_of(stage: StageFunction, job: Job, report: Reporter) -> JobResult:

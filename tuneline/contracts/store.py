@@ -95,7 +95,7 @@ class ArtifactStore:
                 leave nothing behind on failure.
         """
         folder = self.root / "work" / f"{stage}-{fingerprint}"
-        with self._lock(stage, fingerprint):
+        with exclusive_lock(self.root / "locks" / f"{stage}-{fingerprint}"):
             if not keep:
                 shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True, exist_ok=True)
@@ -127,14 +127,17 @@ class ArtifactStore:
     def _artifact_path(self, stage: str, fingerprint: str) -> Path:
         return self.root / "artifacts" / stage / fingerprint
 
-    @contextmanager
-    def _lock(self, stage: str, fingerprint: str) -> Iterator[None]:
-        # flock is freed by the kernel however the holder dies, so a lock can never be left behind.
-        locks = self.root / "locks"
-        locks.mkdir(parents=True, exist_ok=True)
-        with (locks / f"{stage}-{fingerprint}").open("w") as stream:
-            fcntl.flock(stream, fcntl.LOCK_EX)
-            yield
+
+@contextmanager
+def exclusive_lock(path: Path) -> Iterator[None]:
+    """Hold a lock file against every other thread and process of this machine; waits for its holder.
+
+    The kernel frees it however the holder dies, so a lock is never left behind.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        yield
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -1,0 +1,50 @@
+# Fresh machine: `make quickstart` and `make test` are all the set-up there is.
+# PYTHON: interpreter that makes .venv (3.11 or newer).
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+SERVING_BASE := tuneline/vllm-cpu:0.32.0
+
+.PHONY: help install quickstart serving-base check test test-long bench clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  \1\t/' | expand -t 18
+
+install: $(VENV)/.installed ## make .venv from the lock
+
+# pip, not uv: it takes torch from wherever this machine's pip is told to look, a CPU build included.
+$(VENV)/.installed: requirements.lock pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --requirement requirements.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --editable .
+	touch $@
+
+quickstart: install serving-base ## from a YAML to a served model, on this machine
+	$(BIN)/tuneline quickstart
+
+serving-base: ## build the CPU serving base once, where a Docker engine answers
+	@if ! docker info >/dev/null 2>&1; then \
+	  echo "No Docker engine answers: the run will stop before the image, at the alias challenger."; \
+	elif ! docker image inspect $(SERVING_BASE) >/dev/null 2>&1; then \
+	  echo "Building $(SERVING_BASE), once, about three minutes ..."; \
+	  docker build --quiet --network host --tag $(SERVING_BASE) --file docker/vllm-cpu.Dockerfile docker/; \
+	fi
+
+check: install ## style, types, import rules
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: install serving-base ## every promise that fits in 45 minutes on two cores
+	$(BIN)/pytest -m "not long"
+
+test-long: install serving-base ## the rest
+	$(BIN)/pytest -m long
+
+bench: install serving-base ## measure speed and memory; results that matter go to benchmarks/RESULTS.md
+	$(BIN)/python -m benchmarks.orchestration
+	$(BIN)/python -m benchmarks.imports
+
+clean: ## remove the environment and every result
+	rm -rf $(VENV) .tuneline

@@ -1,0 +1,82 @@
+"""Commands about configs: write one, check one, describe them all."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from tuneline.cli.common import config_argument, console, json_option, print_json
+from tuneline.contracts.errors import UserError
+from tuneline.contracts.spec import RunSpec
+from tuneline.contracts.spec_loading import load_spec
+
+STARTER = """\
+# One file is one run. `tuneline schema` describes every key; `tuneline validate {path}` checks this file.
+name: my-model
+model:
+  base: path/to/base-model        # a folder in Hugging Face layout, or a Hub name
+data:
+  train: data/train.jsonl         # .csv, .jsonl, .parquet, or hub:owner/name
+  prompt_column: prompt
+  completion_column: completion
+  max_length_tokens: 1024
+adapter:
+  method: lora                    # lora | qlora | full
+  rank: 16
+training:
+  epochs: 2
+  learning_rate: 2.0e-4
+gate:
+  metric: exact_match             # the candidate must beat base and champion on this
+"""
+
+
+@click.command()
+@click.argument("path", default="config.yaml", type=click.Path(path_type=Path))
+def init(path: Path) -> None:
+    """Write a config to start from."""
+    if path.exists():
+        raise UserError.of("the file exists", str(path), "name another file; nothing was changed")
+    path.write_text(STARTER.format(path=path), encoding="utf-8")
+    click.echo(f"{path} written. Next: edit it, then `tuneline validate {path}` and `tuneline run {path}`.")
+
+
+@click.command()
+@config_argument
+@json_option
+def validate(config: str, overrides: Sequence[str], as_json: bool) -> None:
+    """Check a config, and print it with every default filled in."""
+    spec = load_spec(Path(config), overrides)
+    if as_json:
+        print_json(spec.model_dump(mode="json"))
+        return
+    given = load_given_keys(Path(config), overrides)
+    out = console()
+    for section, value in spec.model_dump(mode="json").items():
+        fields = value if isinstance(value, dict) else {"": value}
+        for key, item in fields.items():
+            name = f"{section}.{key}" if key else section
+            mark = "" if name in given else "  [dim](default)[/dim]"
+            out.print(f"{name} = {json.dumps(item)}{mark}", soft_wrap=True)
+    out.print(f"[green]{config} is valid.[/green]")
+
+
+def load_given_keys(config: Path, overrides: Sequence[str]) -> set[str]:
+    """List the keys that the file or an override sets."""
+    spec_keys = {override.partition("=")[0] for override in overrides}
+    spec = load_spec(config, overrides)
+    for section in spec.model_fields_set:
+        value = getattr(spec, section)
+        inner = getattr(value, "model_fields_set", None)
+        spec_keys |= {section} if inner is None else {f"{section}.{key}" for key in inner}
+    return spec_keys
+
+
+@click.command()
+def schema() -> None:
+    """Print the JSON Schema of a config, for editors that complete from it."""
+    print_json({"$schema": "https://json-schema.org/draft/2020-12/schema", **RunSpec.model_json_schema()})
+
+
+COMMANDS = (init, validate, schema)

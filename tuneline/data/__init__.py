@@ -1,0 +1,1 @@
+"""Rows in, tokens with loss masks out, and a receipt of everything in between."""
