@@ -23,9 +23,9 @@ def config_argument(command: Callable[..., Any]) -> Callable[..., Any]:
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
 
 
-def console() -> Console:
-    """Return the console for facts (standard output)."""
-    return Console(highlight=False, soft_wrap=False)
+def console(*, stderr: bool = False) -> Console:
+    """Return the console for facts."""
+    return Console(highlight=False, stderr=stderr)
 
 
 def print_json(value: object) -> None:

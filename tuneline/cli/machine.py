@@ -48,7 +48,7 @@ def _processor() -> MachineCheck:
     from tuneline.planning.hardware import this_machine
 
     machine = this_machine()
-    detail = f"{len(os.sched_getaffinity(0))} cores, {machine.memory_bytes / GIB:.1f} GiB of memory to use"
+    detail = f"{len(os.sched_getaffinity(0))} cores, {machine.available_memory_bytes / GIB:.1f} GiB of memory to use"
     return MachineCheck(part="processor", present=True, detail=detail)
 
 
@@ -57,7 +57,9 @@ def _gpus() -> MachineCheck:
         return MachineCheck(part="GPU", present=False, detail="no nvidia-smi: everything runs on the CPU")
     query = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader"]
     listed = subprocess.run(query, capture_output=True, text=True, check=False, timeout=20)
-    return MachineCheck(part="GPU", present=listed.returncode == 0, detail=listed.stdout.strip() or listed.stderr.strip())
+    return MachineCheck(
+        part="GPU", present=listed.returncode == 0, detail=listed.stdout.strip() or listed.stderr.strip()
+    )
 
 
 def _disk(settings: Settings) -> MachineCheck:

@@ -8,8 +8,7 @@ import click
 
 from tuneline.cli.common import config_argument, console, json_option, print_json
 from tuneline.cli.tables import print_plan, print_run
-from tuneline.contracts.artifacts import PreparedData
-from tuneline.contracts.hashing import HashCache
+from tuneline.contracts.errors import StageFailed
 from tuneline.contracts.run_record import load_run
 from tuneline.contracts.settings import Settings
 from tuneline.contracts.spec_loading import load_spec
@@ -33,10 +32,14 @@ def quickstart(as_json: bool) -> None:
 
 
 def _run(config: str, overrides: Sequence[str], as_json: bool) -> None:
-    load_spec(Path(config), overrides)  # a mistake is answered at once, before Prefect's seconds of import
+    spec = load_spec(Path(config), overrides)  # a mistake is answered at once, before seconds of imports
     from flows.local import run_locally
 
-    record = run_locally(config, overrides)
+    try:
+        record = run_locally(config, overrides)
+    except StageFailed:
+        print_run(load_run(Settings.from_environment().store_root, spec.name), console(stderr=True))
+        raise
     if as_json:
         print_json(record.model_dump(mode="json"))
     else:
@@ -66,7 +69,7 @@ def plan(config: str, overrides: Sequence[str], as_json: bool) -> None:
     from tuneline.planning.run import run as plan_training
 
     spec = load_spec(Path(config), overrides)
-    prepared: PreparedData = estimate_prepared(spec, HashCache(Settings.from_environment().home / "hashes.json"))
+    prepared = estimate_prepared(spec)
     base = Path(spec.model.base)
     made = plan_training(spec, base if base.is_dir() else None, prepared, this_machine())
     if as_json:

@@ -1,13 +1,16 @@
 """Records as tables, for people."""
 
+import json
+import os
 from collections.abc import Sequence
 
 from rich.console import Console
 from rich.table import Table
 
 from tuneline.cli.machine import MachineCheck
-from tuneline.contracts.artifacts import Plan
+from tuneline.contracts.artifacts import Estimate, Plan
 from tuneline.contracts.run_record import RunRecord
+from tuneline.contracts.settings import Settings
 
 STATUS_STYLES = {"made": "green", "found": "cyan", "skipped": "yellow", "failed": "bold red"}
 OUTCOME_STYLES = {"PROMOTE": "bold green", "REJECT": "bold red", "INCONCLUSIVE": "bold yellow", "FAILED": "bold red"}
@@ -16,7 +19,9 @@ GIB = 2**30
 
 def print_run(record: RunRecord, out: Console) -> None:
     """Print a run: its stages, the verdict with its reasons, and where to look further."""
-    table = Table(title=f"{record.run_id}  ({record.seconds:.0f} s)", title_justify="left", title_style="bold", box=None)
+    table = Table(
+        title=f"{record.run_id}  ({record.seconds:.0f} s)", title_justify="left", title_style="bold", box=None
+    )
     table.add_column("stage")
     table.add_column("status")
     table.add_column("seconds", justify="right")
@@ -45,21 +50,43 @@ def _places(record: RunRecord) -> dict[str, str]:
     if record.report:
         places["report"] = f"{record.report}"
     places["again"] = f"tuneline show {record.run_id}"
-    if record.mlflow_tracking_uri.startswith("sqlite"):
-        places["MLflow"] = f"mlflow server --backend-store-uri {record.mlflow_tracking_uri} --workers 1"
-    else:
-        places["MLflow"] = record.mlflow_tracking_uri
-    places["Prefect"] = record.prefect_ui
+    places["MLflow"] = _mlflow_place(record.mlflow_tracking_uri)
+    places["Prefect"] = _prefect_place()
     if record.image_reference:
-        places["serve"] = f"tuneline serve {record.run_id}   then:"
-        places["ask"] = record.curl
+        places["serve"] = f"tuneline serve {record.run_id}"
+        places["ask"] = curl(record.model)
     return places
+
+
+def _mlflow_place(uri: str) -> str:
+    if uri.startswith("sqlite"):
+        return f"mlflow server --backend-store-uri {uri} --workers 1   (http://127.0.0.1:5000)"
+    return uri
+
+
+def _prefect_place() -> str:
+    url = os.environ.get("PREFECT_API_URL")
+    if url is not None:
+        return url.removesuffix("/api")
+    home = os.environ.get("PREFECT_HOME", str(Settings.from_environment().prefect_home))
+    return f"PREFECT_HOME={home} prefect server start   (http://127.0.0.1:4200)"
+
+
+def curl(model: str, port: int = 8000) -> str:
+    """Write a ready question to the served model."""
+    question = {"model": model, "messages": [{"role": "user", "content": "Where is my parcel?"}], "temperature": 0}
+    return (
+        f"curl -s http://127.0.0.1:{port}/v1/chat/completions -H 'Content-Type: application/json' "
+        f"-d '{json.dumps(question)}'"
+    )
 
 
 def print_plan(plan: Plan, out: Console) -> None:
     """Print a plan: memory by part, time, money, and each derived setting with its reason."""
-    out.print(f"[bold]{plan.device}[/]: {plan.optimizer_steps:,} optimizer steps, "
-              f"{plan.trainable_parameters:,} of {plan.parameters:,} parameters trained")
+    out.print(
+        f"[bold]{plan.device}[/]: {plan.optimizer_steps:,} optimizer steps, "
+        f"{plan.trainable_parameters:,} of {plan.parameters:,} parameters trained"
+    )
     memory = Table(title="memory per device", title_justify="left", box=None)
     memory.add_column("part")
     memory.add_column("GiB", justify="right")
@@ -76,10 +103,7 @@ def print_plan(plan: Plan, out: Console) -> None:
         out.print(f"{derived.key} = {derived.value}  [dim]{derived.reason}[/]", soft_wrap=True)
 
 
-def _ends(estimate: object) -> tuple[float, float, float]:
-    from tuneline.contracts.artifacts import Estimate
-
-    assert isinstance(estimate, Estimate)
+def _ends(estimate: Estimate) -> tuple[float, float, float]:
     return estimate.low, estimate.expected, estimate.high
 
 

@@ -6,7 +6,7 @@ File names inside an artifact's folder are properties of the record, so that no 
 from enum import StrEnum
 from typing import ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 
 class Record(BaseModel):
@@ -127,6 +127,8 @@ class Certificate(Record):
     tensors_changed: int
     tensors_total: int
     weights_sha256: str
+    limits: dict[str, float] = Field(default_factory=dict)
+    """What the figures were held against, by field: the most that a KL may be, the least that an agreement must be."""
 
 
 class MergedModel(Record):

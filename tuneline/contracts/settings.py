@@ -31,7 +31,6 @@ class Settings(BaseModel):
     """MLflow server, or the SQLite file under `home`."""
     serve_port: int
     """Port of 127.0.0.1 on which verify and `serve` publish the model; 0 takes a free one."""
-    mlflow_is_local: bool
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Self:
@@ -41,7 +40,6 @@ class Settings(BaseModel):
         return cls(
             home=home,
             mlflow_tracking_uri=tracking or f"sqlite:///{home}/mlflow.db",
-            mlflow_is_local=not tracking,
             serve_port=int(environment.get("TUNELINE_SERVE_PORT", "0")),
         )
 
