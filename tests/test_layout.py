@@ -37,7 +37,7 @@ def dependency_lines() -> list[str]:
     ("module", "absent"),
     [
         ("flows.finetune", ("torch", "transformers", "trl", "peft", "mlflow", "datasets")),
-        ("tuneline.cli.main", ("torch", "transformers", "mlflow", "prefect", "datasets", "matplotlib")),
+        ("tuneline.cli.main", ("torch", "transformers", "mlflow", "prefect", "datasets")),
     ],
 )
 def test_importing_stays_light(module: str, absent: tuple[str, ...]) -> None:

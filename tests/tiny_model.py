@@ -73,7 +73,9 @@ def make_prepared(folder: Path, base: Path, *, train_rows: int = 96, held_out_ro
         retention_rows=held_out_rows // 2,
         train_tokens=sum(lengths),
         learned_tokens=sum(len(item["answer_ids"]) for item in train),
-        lengths=LengthSummary(p50=sorted(lengths)[train_rows // 2], p90=max(lengths), p99=max(lengths), max=max(lengths)),
+        lengths=LengthSummary(
+            p50=sorted(lengths)[train_rows // 2], p90=max(lengths), p99=max(lengths), max=max(lengths)
+        ),
         stop_token_ids=tuple(stop_ids),
         template_sha256=sha256_text(TEMPLATE),
         receipt_sha256=sha256_text(""),

@@ -1,0 +1,400 @@
+import json
+import re
+from dataclasses import replace
+from datetime import UTC, datetime
+from html.parser import HTMLParser
+
+import datasets
+import pytest
+
+from evaluation.gate import decide
+from evaluation.items import ItemResult, write_items
+from evaluation.report import ReportInputs, read_inputs, render_report
+from evaluation.report_samples import choose_samples
+from tuneline.contracts.artifacts import (
+    Adapter,
+    Certificate,
+    DerivedValue,
+    Estimate,
+    EvalReport,
+    LengthSummary,
+    MergedModel,
+    ModuleCoverage,
+    Outcome,
+    Plan,
+    PreparedData,
+    Rung,
+    ServingImage,
+    SmokeReport,
+    SuiteScore,
+    Verdict,
+)
+from tuneline.contracts.run_record import RunRecord, StageLine
+from tuneline.contracts.spec import DataSpec, ModelSpec, RunSpec
+from tuneline.contracts.store import ArtifactStore
+
+GIB = 2**30
+SPEC = RunSpec(name="intents", model=ModelSpec(base="some/base"), data=DataSpec(train="rows.csv"))
+HOSTILE = "<script>alert('x')</script>"
+VOID = {"meta", "br", "line", "polygon", "polyline", "circle"}
+
+
+class Page(HTMLParser):
+    """A page's text, the addresses that it would load, and whether its tags are balanced."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.open, self.words, self.loads, self.tags = [], [], [], []
+        self.feed(html)
+        self.text = " ".join(" ".join(self.words).split())
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        self.loads += [value for name, value in attributes if name in ("src", "href", "srcset", "data", "xlink:href")]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_startendtag(self, tag, attributes):
+        self.handle_starttag(tag, attributes)
+        if tag not in VOID:
+            self.open.pop()
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] != "style":
+            self.words.append(data)
+
+
+def item(row, model, right, **changes):
+    values = {
+        "prompt_sha256": str(row),
+        "answer": "card" if right else f"{model} rambles",
+        "expected": "card",
+        "metrics": {"exact_match": float(right)},
+        "stopped": True,
+        "new_tokens": 3,
+        "nll": 1.0,
+        "answer_tokens": 2,
+        **changes,
+    }
+    return ItemResult(suite="target", row_id=f"test.csv:{row}", model=model, **values)
+
+
+def answers(base, candidate, items=100):
+    return tuple(
+        item(row, model, row < right)
+        for model, right in (("base", base), ("candidate", candidate))
+        for row in range(items)
+    )
+
+
+def stage(name, status="made", **changes):
+    return StageLine(stage=name, status=status, seconds=1.5, made=f"{name} made this", **changes)
+
+
+def run_record(outcome="PROMOTE", **changes):
+    values = {"overrides": (), "seconds": 125.0, "exit_code": 0, "model": "intents", "model_version": "4", **changes}
+    started = datetime(2026, 11, 24, 13, 22, tzinfo=UTC).isoformat()
+    return RunRecord(
+        run_id="intents-20261124-132200",
+        name="intents",
+        config="intents.yaml",
+        started_at=started,
+        outcome=outcome,
+        **values,
+    )
+
+
+def estimate(low, expected, high):
+    return Estimate(low=low, expected=expected, high=high)
+
+
+PLAN = Plan(
+    device="cpu",
+    parameters=1000,
+    trainable_parameters=10,
+    optimizer_steps=40,
+    micro_batch_rows=8,
+    accumulation_steps=4,
+    activation_checkpointing=False,
+    packing=False,
+    memory_bytes=estimate(2 * GIB, 3 * GIB, 4 * GIB),
+    memory_limit_bytes=5 * GIB,
+    memory_parts_bytes={"weights": GIB, "activations": 2 * GIB},
+    tokens_per_second=estimate(500, 600, 700),
+    hours=estimate(0.1, 0.2, 0.3),
+    usd=estimate(1.0, 2.5, 4.0),
+    derived=(DerivedValue(key="training.packing", value="off", reason="on CPU packing loses"),),
+)
+ADAPTER = Adapter(
+    method="lora",
+    optimizer_steps=40,
+    train_tokens=100_000,
+    train_seconds=125.0,
+    first_loss=3.5,
+    last_loss=0.25,
+    resumed_from_step=20,
+    peak_memory_bytes=int(3.5 * GIB),
+    trainable_parameters=10,
+    coverage=(ModuleCoverage(module="q_proj", adapted=4, total=4),),
+    weights_sha256="aa11",
+)
+PREPARED = PreparedData(
+    train_rows=90,
+    held_out_rows=100,
+    retention_rows=0,
+    train_tokens=1000,
+    learned_tokens=250,
+    lengths=LengthSummary(p50=10, p90=20, p99=30, max=40),
+    stop_token_ids=(7,),
+    template_sha256="bb22",
+    receipt_sha256="cc33",
+)
+RECEIPT = {
+    "sources": [{"name": "data.train", "path": "rows.csv", "sha256": "dd44", "rows_read": 1200}],
+    "steps": [
+        {"step": "clean", "rows_in": 1200, "rows_out": 1163, "dropped": {"empty answer": 37}, "examples": ["r:9"]}
+    ],
+    "rows": {"train": 90, "held_out": 100, "retention": 0},
+    "tokens": {"train": 1000, "learned": 250},
+    "lengths": {"p50": 10, "p90": 20, "p99": 30, "max": 40},
+    "checks": {"ends_with_stop_share": 0.995, "learned_share": 0.25},
+    "samples": [
+        {"row_id": "r:1", "pieces": [{"text": "Q: hi ", "learned": False}, {"text": "A: yo", "learned": True}]}
+    ],
+    "template": {"sha256": "bb22", "text": "{{ messages }}"},
+    "seed": 17,
+}
+CERTIFICATE = Certificate(
+    base="dequantised",
+    samples=64,
+    tokens=4812,
+    mean_kl=2e-6,
+    p99_kl=3e-2,
+    top1_agreement=0.9991,
+    trained_nll=0.5,
+    merged_nll=0.501,
+    original_base_nll=0.6,
+    pairs_used=4,
+    tensors_changed=4,
+    tensors_total=9,
+    weights_sha256="ee55",
+    limits={"mean_kl": 1e-4, "p99_kl": 1e-2, "top1_agreement": 0.98, "merged_nll": 0.005},
+)
+MERGED = MergedModel(
+    bytes=GIB, shards=1, dtype="bfloat16", template_sha256="bb22", stop_token_ids=(7,), certificate=CERTIFICATE
+)
+IMAGE = ServingImage(
+    reference="tuneline/intents:4",
+    manifest_digest="sha256:ff66",
+    image_id="sha256:0077",
+    base_name="vllm/vllm-openai:v0.32.0",
+    base_id="sha256:1188",
+    weights_bytes=GIB,
+    own_layers=3,
+)
+SMOKE = SmokeReport(
+    passed=False,
+    rungs=(Rung(name="starts", passed=True, figure="71 s"), Rung(name="drains", passed=False, figure="aborted")),
+    start_seconds=71.0,
+    total_seconds=96.0,
+    image_id="sha256:0077",
+)
+METRICS = tuple({"step": step, "loss": 3.5 / step, "learning_rate": 1e-4 / step} for step in range(1, 41))
+
+
+def scores(items):
+    by_model = {model: [one for one in items if one.model == model] for model in ("base", "candidate")}
+    return tuple(
+        SuiteScore(
+            model=model,
+            suite="target",
+            items=len(mine),
+            metrics={
+                "exact_match": sum(one.metrics["exact_match"] for one in mine) / len(mine),
+                "held_out_loss": 0.123,
+            },
+        )
+        for model, mine in by_model.items()
+    )
+
+
+@pytest.fixture
+def inputs():
+    items = answers(base=3, candidate=92)
+    evaluation = EvalReport(scores=scores(items), champion_version=None, seconds=9.0)
+    return ReportInputs(
+        run=run_record(stages=(stage("prepare", "found", fingerprint="9fee"), stage("release"))),
+        spec=SPEC,
+        prepared=PREPARED,
+        receipt=RECEIPT,
+        plan=PLAN,
+        adapter=ADAPTER,
+        metrics=METRICS,
+        merged=MERGED,
+        evaluation=evaluation,
+        items=items,
+        prompts={"test.csv:3": "Where is my card?"},
+        verdict=decide(evaluation, items, SPEC.gate),
+        image=IMAGE,
+        smoke=SMOKE,
+    )
+
+
+def test_page_holds_the_figures_of_every_stage(inputs):
+    text = Page(render_report(inputs)).text
+    for expected in (
+        "intents version 4",
+        "2026-11-24 13:22",
+        "Exact match on 100 held-out items rose from the base model's 3.0 % to 92.0 %",
+        "Forgetting was not checked",
+        "89 fixed, 8 still wrong, 0 broken, 3 right in both",
+        "prepare made this",
+        "1,163",
+        "37 empty answer",
+        "99.5 % of the rows end with a learned stop token",
+        "250 are learned (25.0 %)",
+        "on CPU packing loses",
+        "resumed at step 20",
+        "at most 1.0e-02",
+        "99.91 %",
+        "Loss when merged on the base before NF4",
+        "tuneline/intents:4",
+        "sha256:ff66",
+        "train: rows.csv",
+    ):
+        assert expected in text, expected
+
+
+def test_measured_figures_stand_beside_the_plan_and_say_whether_they_are_inside_it(inputs):
+    """800 tokens a second were measured where 500 to 700 were planned; 3.5 GiB where 2 to 4 were."""
+    rows = re.findall(r"<tr>(.*?)</tr>", render_report(inputs), re.S)
+    speed, memory = (
+        next(Page(row).text for row in rows if name in row) for name in ("Tokens per second", "Peak memory")
+    )
+    assert speed == "Tokens per second 500 600 700 800 outside"
+    assert memory == "Peak memory 2.0 GiB 3.0 GiB 4.0 GiB 3.5 GiB inside"
+
+
+def test_limit_that_a_certificate_misses_is_shown_as_broken(inputs):
+    rows = re.findall(r"<tr>(.*?)</tr>", render_report(inputs), re.S)
+    names = ("Mean KL", "99th percentile", "Change of the loss")
+    kinds = {name: next(Page(row).text for row in rows if name in row) for name in names}
+    assert kinds["Mean KL"].endswith("at most 1.0e-04 held")
+    assert kinds["99th percentile"].endswith("at most 1.0e-02 broken")
+    assert kinds["Change of the loss"].endswith("0.20 % at most 0.50 % held")
+
+
+def test_mask_lens_marks_what_is_learned_and_nothing_else(inputs):
+    assert '<pre class="lens">Q: hi <mark>A: yo</mark></pre>' in render_report(inputs)
+
+
+def test_page_loads_nothing_and_runs_no_script(inputs):
+    html = render_report(inputs)
+    page = Page(html)
+    assert page.loads and all(address.startswith("#") for address in page.loads)
+    assert not {"script", "link", "iframe", "img", "object"} & set(page.tags)
+    assert "@import" not in html and "url(" not in html
+    assert page.open == []
+    assert len(html) < 1_000_000
+
+
+def test_text_of_users_and_models_is_escaped_wherever_it_stands(inputs):
+    items = tuple(one.model_copy(update={"answer": HOSTILE, "expected": HOSTILE}) for one in inputs.items)
+    receipt = json.loads(json.dumps(RECEIPT).replace("A: yo", HOSTILE).replace("empty answer", HOSTILE))
+    hostile = replace(
+        inputs,
+        items=items,
+        receipt=receipt,
+        prompts={"test.csv:3": HOSTILE},
+        run=run_record(error=HOSTILE, stages=(StageLine(stage="train", status="failed", seconds=1.0, made=HOSTILE),)),
+    )
+    html = render_report(hostile)
+    assert "<script" not in html
+    assert html.count("&lt;script&gt;") >= 8
+
+
+def test_run_that_stopped_early_has_a_page_of_what_it_reached():
+    stopped = run_record(
+        "FAILED",
+        model_version=None,
+        error="train diverged: lower training.learning_rate",
+        stages=(stage("train", "failed"),),
+    )
+    html = render_report(ReportInputs(run=stopped, spec=SPEC, plan=PLAN))
+    text = Page(html).text
+    assert "FAILED" in text and "train diverged: lower training.learning_rate" in text
+    assert 'id="plan"' in html
+    assert not any(f'id="{section}"' in html for section in ("gate", "answers", "data", "training", "merge", "image"))
+
+
+def test_rejected_run_shows_its_verdict_and_has_no_image_section(inputs):
+    verdict = decide(inputs.evaluation, answers(60, 40), SPEC.gate)
+    html = render_report(replace(inputs, verdict=verdict, image=None, smoke=None))
+    assert '<div class="badge reject">REJECT</div>' in html
+    assert 'class="is-reject"' in html and 'id="image"' not in html
+
+
+def test_everything_is_read_from_the_store_by_the_stage_lines(inputs, tmp_path):
+    def keep(name, record, write=lambda folder: None):
+        store = ArtifactStore(tmp_path)
+        with store.work(name, "f00d", keep=True) as work:
+            write(work)
+            stored = store.commit(name, "f00d", work, record, 1.0)
+        return StageLine(stage=name, status="made", seconds=1.0, made="", fingerprint="f00d", path=stored.path)
+
+    def write_prepared(folder):
+        (folder / PreparedData.RECEIPT).write_text(json.dumps(RECEIPT))
+        messages = json.dumps([{"role": "system", "content": "s"}, {"role": "user", "content": "Where is my card?"}])
+        rows = datasets.Dataset.from_dict({"row_id": ["test.csv:3"], "messages": [messages], "answer": ["card"]})
+        rows.save_to_disk(str(folder / PreparedData.HELD_OUT))
+
+    def write_metrics(folder):
+        (folder / Adapter.METRICS).write_text("".join(json.dumps(line) + "\n" for line in METRICS))
+
+    lines = (
+        keep("prepare", PREPARED, write_prepared),
+        keep("plan", PLAN),
+        keep("train", ADAPTER, write_metrics),
+        keep("merge", MERGED),
+        keep("evaluate", inputs.evaluation, lambda folder: write_items(folder / EvalReport.ITEMS, inputs.items)),
+        keep("decide", inputs.verdict),
+        keep("package", IMAGE),
+        StageLine(stage="verify", status="skipped", seconds=0.0, made="no engine"),
+    )
+    run = run_record(stages=lines)
+    assert read_inputs(run, SPEC) == replace(inputs, run=run, smoke=None)
+
+
+def test_samples_show_each_kind_spread_over_the_suite_with_every_models_answer():
+    items = (*answers(base=10, candidate=60), *(item(row, "champion", right=True) for row in range(100)))
+    chosen = choose_samples(items, "exact_match")
+    assert chosen is not None
+    assert chosen.counts == {"fixed": 50, "still wrong": 40, "broken": 0, "right in both": 10}
+    fixed = [sample for sample in chosen.samples if sample.kind == "fixed"]
+    assert [sample.row_id for sample in fixed] == ["test.csv:10", "test.csv:35"]
+    assert [(answer.model, answer.right) for answer in fixed[0].answers] == [
+        ("base", False),
+        ("candidate", True),
+        ("champion", True),
+    ]
+
+
+def test_item_that_training_broke_is_shown_as_broken():
+    items = (item(1, "base", right=True), item(1, "candidate", right=False))
+    chosen = choose_samples(items, "held_out_loss")
+    assert chosen is not None and [sample.kind for sample in chosen.samples] == ["broken"]
+
+
+def test_no_samples_without_generated_answers():
+    silent = (item(1, "base", True, metrics={}, answer=None), item(1, "candidate", True, metrics={}, answer=None))
+    assert choose_samples(silent, "held_out_loss") is None
+
+
+def test_verdict_of_a_loss_is_drawn_in_nats(inputs):
+    check = inputs.verdict.checks[0].model_copy(update={"estimate": 1.5, "low": 1.2, "high": 1.8})
+    spec = SPEC.model_copy(update={"gate": SPEC.gate.model_copy(update={"metric": "held_out_loss"})})
+    verdict = Verdict(outcome=Outcome.PROMOTE, checks=(check,), reasons=(check.reason,), champion_version=None)
+    assert "+1.500 nats (+1.200 to +1.800)" in render_report(replace(inputs, spec=spec, verdict=verdict))

@@ -1,0 +1,1 @@
+"""Training and merging: base model in, adapter out; adapter in, proven weights out."""

@@ -1,0 +1,55 @@
+"""The base model in memory: loaded from files with an explicit dtype, and checked after."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM
+
+from training import nf4
+from training.precision import Precision
+
+
+def load_base(folder: Path, method: str, precision: Precision, attention: str, *, sharded: bool = False) -> Any:
+    """Load the base for training.
+
+    Args:
+        folder: a Hugging Face model folder.
+        method: `lora`, `qlora` (NF4, all linear modules but the head) or `full` (float32 master weights).
+        precision: number formats.
+        attention: attention kernel.
+        sharded: whether FSDP will shard the weights.
+
+    Returns:
+        The model in training mode; frozen unless the method is `full`.
+    """
+    options: dict[str, Any] = {"dtype": precision.frozen, "attn_implementation": attention, "local_files_only": True}
+    if method == "qlora":
+        # NF4 rounds what it is given, and gives it back in that dtype: it must be the dtype of the merged weights.
+        options["dtype"] = precision.stored
+        storage = precision.stored if sharded else torch.uint8
+        options["quantization_config"] = nf4.quantization_config(precision.compute, storage)
+        options["device_map"] = {"": torch.cuda.current_device() if precision.device == "cuda" else "cpu"}
+    if method == "full":
+        options["dtype"] = torch.float32
+    model = AutoModelForCausalLM.from_pretrained(folder, **options)
+    model.config.use_cache = False
+    model.requires_grad_(method == "full")
+    if method == "qlora" and precision.frozen != precision.stored:
+        _widen(model, precision.frozen)
+    _assert_dtype(model, torch.float32 if method == "full" else precision.frozen)
+    return model.train()
+
+
+def _widen(model: torch.nn.Module, dtype: torch.dtype) -> None:
+    """Hold what NF4 left alone (embeddings, norms, head) in a wider format: the same values, quicker on this device."""
+    for parameter in model.parameters():
+        if parameter.is_floating_point():
+            parameter.data = parameter.data.to(dtype)
+
+
+def _assert_dtype(model: torch.nn.Module, dtype: torch.dtype) -> None:
+    # Some architectures keep a few small tensors in float32 on purpose: what matters is that the bulk is not.
+    floating = [parameter for parameter in model.parameters() if parameter.is_floating_point()]
+    bulk = sum(parameter.numel() for parameter in floating if parameter.dtype == dtype)
+    assert 2 * bulk > sum(parameter.numel() for parameter in floating), f"the base was not loaded as {dtype}"

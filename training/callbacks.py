@@ -1,0 +1,142 @@
+"""What happens between optimizer steps: progress out, divergence noticed, checkpoints sealed, SIGTERM obeyed."""
+
+import math
+import signal
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any, Self
+
+import torch
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from training import checkpoints
+from training.metrics import StepMetrics, append
+from tuneline.contracts.jobs import JobInterrupted, JobStatus, ProgressEvent, Reporter
+
+
+class Preemption:
+    """SIGTERM during a training: remembered until the step's end, or acted on at once when no step is under way.
+
+    A context manager, entered in the main thread: Python delivers signals to no other.
+    """
+
+    def __init__(self, planned_steps: int) -> None:
+        self.requested = False
+        self.in_steps = False
+        self._planned_steps = planned_steps
+
+    def __enter__(self) -> Self:
+        """Take SIGTERM over."""
+        self._former = signal.signal(signal.SIGTERM, self._on_signal)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Give SIGTERM back."""
+        signal.signal(signal.SIGTERM, self._former)
+
+    def _on_signal(self, _signal: int, _frame: FrameType | None) -> None:
+        self.requested = True
+        if not self.in_steps:
+            raise JobInterrupted(JobStatus.PREEMPTED, "SIGTERM while loading", 0, self._planned_steps)
+
+
+class StopOnPreemption(TrainerCallback):  # type: ignore[misc]  # transformers is untyped here
+    """Saves and stops at the first step boundary after SIGTERM reached any rank."""
+
+    def __init__(self, preemption: Preemption) -> None:
+        self._preemption = preemption
+
+    def on_step_end(self, args: TrainingArguments, _: TrainerState, control: TrainerControl, **__: Any) -> None:
+        """Ask for a checkpoint and the end."""
+        if _any_rank(self._preemption.requested, args):
+            control.should_save = True
+            control.should_training_stop = True
+
+
+def _any_rank(flag: bool, args: TrainingArguments) -> bool:
+    """Agree on a flag: a rank that stops alone leaves the others waiting in a collective for ever."""
+    if args.world_size == 1:
+        return flag
+    shared = torch.tensor(float(flag), device=args.device)
+    torch.distributed.all_reduce(shared, op=torch.distributed.ReduceOp.MAX)
+    return bool(shared.item())
+
+
+class Progress(TrainerCallback):  # type: ignore[misc]  # transformers is untyped here
+    """Writes each logged step to the metrics file and to the flow, and stops a training whose loss is no number."""
+
+    def __init__(
+        self, report: Reporter, metrics: Path, tokens_after_step: Sequence[int], seconds_before: float
+    ) -> None:
+        self._report = report
+        self._metrics = metrics
+        self._tokens_after_step = tokens_after_step
+        self._seconds_before = seconds_before
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of training so far, those before an interruption included."""
+        return self._seconds_before + time.monotonic() - self._started
+
+    def on_train_begin(self, _args: TrainingArguments, state: TrainerState, _: TrainerControl, **__: Any) -> None:
+        """Start the clock."""
+        self._started = self._logged = time.monotonic()
+        self._logged_step = state.global_step
+
+    def on_step_end(self, _args: TrainingArguments, _state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Look at the loss before every save, so that no checkpoint holds diverged weights."""
+        control.should_log = control.should_log or control.should_save
+
+    def on_log(
+        self, _args: TrainingArguments, state: TrainerState, _: TrainerControl, logs: dict[str, Any], **__: Any
+    ) -> None:
+        """Record the mean loss since the last logged step.
+
+        Raises:
+            JobInterrupted: when it, or the gradient's norm, is NaN or infinite.
+        """
+        if "loss" not in logs:  # the summary at the end of a training
+            return
+        row = self._row(state.global_step, logs)
+        if not (math.isfinite(row.loss) and math.isfinite(row.grad_norm)):
+            detail = f"loss {row.loss}, gradient norm {row.grad_norm} at step {row.step}: lower training.learning_rate"
+            raise JobInterrupted(JobStatus.DIVERGED, detail, row.step, state.max_steps)
+        if state.is_world_process_zero:
+            append(self._metrics, row)
+            figures = row.model_dump(exclude={"step"})
+            self._report(ProgressEvent(done=row.step, planned=state.max_steps, unit="steps", metrics=figures))
+
+    def _row(self, step: int, logs: dict[str, Any]) -> StepMetrics:
+        now = time.monotonic()
+        tokens = self._tokens_after_step[step] - self._tokens_after_step[self._logged_step]
+        rate = tokens / max(now - self._logged, 1e-9)
+        self._logged, self._logged_step = now, step
+        return StepMetrics(
+            step=step,
+            loss=float(logs["loss"]),
+            learning_rate=float(logs["learning_rate"]),
+            grad_norm=float(logs["grad_norm"]),
+            tokens=self._tokens_after_step[step],
+            tokens_per_second=rate,
+            seconds=self.seconds,
+        )
+
+
+class SealCheckpoints(TrainerCallback):  # type: ignore[misc]  # transformers is untyped here
+    """Makes each saved checkpoint count, and only then deletes older ones.
+
+    transformers' own `save_total_limit` deletes before the new folder is known to be whole.
+    """
+
+    def __init__(self, folder: Path, keep: int, progress: Progress) -> None:
+        self._folder = folder
+        self._keep = keep
+        self._progress = progress
+
+    def on_save(self, _args: TrainingArguments, state: TrainerState, _: TrainerControl, **__: Any) -> None:
+        """Write the manifest of the checkpoint of this step."""
+        if state.is_world_process_zero:
+            checkpoints.seal(self._folder / f"{checkpoints.PREFIX}{state.global_step}", self._progress.seconds)
+            checkpoints.prune(self._folder, self._keep)

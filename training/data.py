@@ -1,0 +1,78 @@
+"""Which row is read when: one order for the whole training, fixed before it starts.
+
+The order is a pure function of lengths, batch and seed. A resumed training skips what it has read; a smaller
+micro-batch with more accumulation reads the same rows in the same optimizer steps.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from datasets import load_from_disk
+
+from tuneline.contracts.artifacts import PreparedData
+
+POOL_BATCHES = 50
+"""Batches that are sorted by length together: transformers' own factor for grouping by length."""
+
+
+@dataclass(frozen=True)
+class TrainingRows:
+    """The rows of every optimizer step, one after another, and the tokens read by the end of each step."""
+
+    dataset: Any
+    """`datasets.Dataset` of `input_ids` and `labels`, in reading order."""
+    tokens_after_step: tuple[int, ...]
+    """Index 0 is before the first step."""
+
+
+def load_rows(prepared: Path, steps: int, batch_rows: int, seed: int) -> TrainingRows:
+    """Read the prepared training rows and lay them out for `steps` optimizer steps of `batch_rows` rows."""
+    stored = load_from_disk(prepared / PreparedData.TRAIN).select_columns(["input_ids", "labels"])
+    lengths = [len(ids) for ids in stored["input_ids"]]
+    order = reading_order(lengths, steps, batch_rows, seed)
+    per_step = [sum(lengths[row] for row in batch) for batch in _cut(order, batch_rows)]
+    return TrainingRows(stored.select(order), tuple(accumulate(per_step, initial=0)))
+
+
+def reading_order(lengths: Sequence[int], steps: int, batch_rows: int, seed: int) -> list[int]:
+    """Order the rows: each pass shuffled, rows of like length in one batch, batches shuffled.
+
+    Rows that do not fill a pass's last batch open the next pass, so that every step has `batch_rows` rows.
+
+    Args:
+        lengths: tokens of each row.
+        steps: optimizer steps.
+        batch_rows: rows of an optimizer step.
+        seed: seed of the shuffles.
+
+    Returns:
+        `steps * batch_rows` row numbers; within a batch, longest first, so that its micro-batches are of like length
+        and the largest one comes first.
+    """
+    random = Random(seed)
+    order: list[int] = []
+    waiting: list[int] = []
+    while len(order) < steps * batch_rows:
+        fresh = list(range(len(lengths)))
+        random.shuffle(fresh)
+        waiting += fresh
+        whole = len(waiting) - len(waiting) % batch_rows
+        batches = _batches_of_like_length(waiting[:whole], lengths, batch_rows)
+        waiting = waiting[whole:]
+        random.shuffle(batches)
+        order += [row for batch in batches for row in batch]
+    return order[: steps * batch_rows]
+
+
+def _batches_of_like_length(rows: Sequence[int], lengths: Sequence[int], batch_rows: int) -> list[list[int]]:
+    pools = _cut(rows, POOL_BATCHES * batch_rows)
+    ordered = [sorted(pool, key=lambda row: -lengths[row]) for pool in pools]
+    return [batch for pool in ordered for batch in _cut(pool, batch_rows)]
+
+
+def _cut(rows: Sequence[int], size: int) -> list[list[int]]:
+    return [list(rows[start : start + size]) for start in range(0, len(rows), size)]

@@ -1,0 +1,5 @@
+"""How a merge fails."""
+
+
+class MergeFailed(Exception):
+    """The merged weights are not the trained model: names the figure that is off and its limit."""

@@ -1,0 +1,152 @@
+"""The stage `train`: prepared rows and a plan in, trained weights out, whatever interrupts it in between."""
+
+import os
+import resource
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from transformers import AutoTokenizer, PrinterCallback, set_seed
+
+from training import adapters, checkpoints, metrics, nf4, weights
+from training.base_model import load_base
+from training.callbacks import Preemption, Progress, SealCheckpoints, StopOnPreemption
+from training.data import TrainingRows, load_rows
+from training.engine import Engine, engine_arguments
+from training.precision import Precision, choose_precision, has_fast_bfloat16, training_device, use_granted_threads
+from tuneline.contracts.artifacts import Adapter, Plan, PreparedData
+from tuneline.contracts.jobs import Job, JobInterrupted, JobStatus, ProgressEvent, Reporter
+from tuneline.contracts.store import read_record
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a training works with, loaded."""
+
+    model: Any
+    arguments: Any
+    rows: TrainingRows
+    nf4_modules: tuple[str, ...]
+    precision: Precision
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a training begins: nowhere, or at a checkpoint."""
+
+    checkpoint: Path | None = None
+    step: int = 0
+    train_seconds: float = 0.0
+
+
+def train(job: Job, report: Reporter) -> Adapter:
+    """Train, from the newest whole checkpoint in `job.out_dir` if there is one.
+
+    Raises:
+        UserError: when a target module does not exist or cannot be adapted.
+        JobInterrupted: pre-empted by SIGTERM (a checkpoint is saved), or diverged.
+    """
+    use_granted_threads()
+    plan = read_record(job.inputs["plan"], Plan)
+    with Preemption(plan.optimizer_steps) as preemption:
+        setup = _set_up(job, plan)
+        start = _find_start(job.out_dir)
+        note = f"resumed from step {start.step}" if start.checkpoint else "training"
+        report(ProgressEvent(done=start.step, planned=plan.optimizer_steps, unit="steps", note=note))
+        progress = Progress(report, job.out_dir / Adapter.METRICS, setup.rows.tokens_after_step, start.train_seconds)
+        trainer = _trainer(job, setup, progress, preemption)
+        preemption.in_steps = True
+        trainer.train(resume_from_checkpoint=str(start.checkpoint) if start.checkpoint else None)
+        _check_end(trainer.state.global_step, plan.optimizer_steps, preemption)
+        return _finish(job, trainer, setup, progress.seconds, start.step)
+
+
+def _set_up(job: Job, plan: Plan) -> Setup:
+    spec = job.spec
+    device = training_device()
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    precision = choose_precision(spec.model.dtype, device, fast_bfloat16=has_fast_bfloat16(device))
+    folder = job.out_dir / checkpoints.FOLDER
+    # Made before the model: on several ranks this is what starts their process group.
+    arguments = engine_arguments(spec.training, plan, precision, folder, processes=processes)
+    set_seed(spec.training.seed)  # decides the adapter's first values
+    sharded = spec.training.fsdp and processes > 1
+    model = load_base(job.inputs["base"], spec.adapter.method, precision, spec.model.attention, sharded=sharded)
+    nf4_modules = nf4.quantised_modules(model)
+    if spec.adapter.method != "full":
+        model = adapters.add_adapter(model, spec.adapter)
+    batch_rows = plan.micro_batch_rows * plan.accumulation_steps * processes
+    rows = load_rows(job.inputs["prepared"], plan.optimizer_steps, batch_rows, spec.training.seed)
+    return Setup(model, arguments, rows, nf4_modules, precision)
+
+
+def _find_start(out_dir: Path) -> Start:
+    with PartialState().main_process_first():  # one rank deletes what is torn before the others look
+        found = checkpoints.newest_whole(out_dir / checkpoints.FOLDER)
+    start = Start(found[0], found[1].step, found[1].train_seconds) if found else Start()
+    if PartialState().is_main_process:
+        metrics.forget_after(out_dir / Adapter.METRICS, start.step)
+    return start
+
+
+def _trainer(job: Job, setup: Setup, progress: Progress, preemption: Preemption) -> Any:
+    tokenizer = AutoTokenizer.from_pretrained(job.inputs["prepared"] / PreparedData.TOKENIZER)
+    if tokenizer.pad_token_id is None:  # any token serves: padding is masked, and its label ignored
+        tokenizer.pad_token = tokenizer.eos_token
+    folder = job.out_dir / checkpoints.FOLDER
+    trainer = Engine(
+        model=setup.model,
+        args=setup.arguments,
+        train_dataset=setup.rows.dataset,
+        processing_class=tokenizer,
+        callbacks=[
+            StopOnPreemption(preemption),
+            progress,
+            SealCheckpoints(folder, job.spec.training.keep_checkpoints, progress),
+        ],
+    )
+    trainer.remove_callback(PrinterCallback)  # `progress` says it all, in the metrics file
+    adapters.hold_trainables_in_float32(trainer.model)
+    return trainer
+
+
+def _check_end(done: int, planned: int, preemption: Preemption) -> None:
+    """Compare steps: after a stop asked for by a callback, `Trainer.train` returns as if it had finished."""
+    if done < planned and preemption.requested:
+        raise JobInterrupted(JobStatus.PREEMPTED, f"SIGTERM: saved at step {done} of {planned}", done, planned)
+    if done != planned:
+        raise JobInterrupted(JobStatus.FAILED, f"training stopped at step {done} of {planned}", done, planned)
+
+
+def _finish(job: Job, trainer: Any, setup: Setup, train_seconds: float, resumed_from_step: int) -> Adapter:
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    folder = job.out_dir / Adapter.WEIGHTS
+    state = trainer.accelerator.get_state_dict(trainer.model) if trainer.is_fsdp_enabled else None
+    if trainer.is_world_process_zero():
+        weights.save_trained(model, state, job.spec.model.base, folder)
+        weights.save_as_trained(job.out_dir, setup.precision, setup.nf4_modules)
+        shutil.rmtree(job.out_dir / checkpoints.FOLDER, ignore_errors=True)
+    trainer.accelerator.wait_for_everyone()
+    logged = metrics.read(job.out_dir / Adapter.METRICS)
+    return Adapter(
+        method=job.spec.adapter.method,
+        optimizer_steps=trainer.state.global_step,
+        train_tokens=setup.rows.tokens_after_step[-1],
+        train_seconds=train_seconds,
+        first_loss=logged[0].loss,
+        last_loss=logged[-1].loss,
+        resumed_from_step=resumed_from_step,
+        peak_memory_bytes=_peak_memory_bytes(setup.precision.device),
+        trainable_parameters=sum(parameter.numel() for parameter in adapters.trainable_parameters(model)),
+        coverage=adapters.coverage(model),
+        weights_sha256=weights.weights_sha256(folder),
+    )
+
+
+def _peak_memory_bytes(device: str) -> int:
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB

@@ -1,0 +1,228 @@
+"""Peak memory of a training on one device, in bytes, part by part.
+
+The peak is the larger of two moments: a layer's backward pass, and the loss head. What a layer keeps for its backward
+pass was measured (torch 2.13, transformers 5.19, peft 0.21, `saved_tensors_hooks`, eight Qwen3-like layer shapes, SDPA,
+slope over tokens, fitted to 1 %); everything else is arithmetic on the model's shape.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import Literal
+
+from tuneline.contracts.artifacts import Estimate
+from tuneline.planning.hardware import GIB
+from tuneline.planning.model_shape import LinearModule, ModelShape
+
+NF4_BITS = 4.127
+"""Bits per weight: 4, an 8-bit scale per 64 weights, and a 32-bit scale per 256 of those (double quantisation)."""
+FP32_BYTES, BF16_BYTES = 4, 2
+ADAM_BYTES = 8
+"""Two fp32 moments per trained parameter."""
+HEAD_TILE_TOKENS, HEAD_TILE_VOCABULARY = 4096, 32768
+"""On a GPU, TRL 1.16 projects the loss head in tiles of this size and never holds all logits."""
+CPU_LOGIT_BYTES = 14
+"""On a CPU all logits are held: in 16 bit, in fp32, as log-probabilities and as gradient (14 to 18 published)."""
+CONTEXT_GIB: Mapping[str, Estimate] = MappingProxyType(
+    {
+        "gpu": Estimate(low=0.15, expected=0.5, high=0.9),  # CUDA context and cuBLAS workspaces: 0.14 to 0.6 published
+        "cpu": Estimate(low=0.5, expected=0.7, high=1.0),  # torch, transformers and trl once imported: 0.54 measured
+    }
+)
+DYNAMIC_FACTOR = Estimate(low=0.9, expected=1.03, high=1.25)
+"""Fragmentation is 2 to 8 %; published runs (see `tests/test_planning_memory.py`) lie up to 25 % above the formula."""
+MLP_MODULES = frozenset({"gate_proj", "up_proj", "down_proj", "fc1", "fc2", "gate_up_proj"})
+
+
+@dataclass(frozen=True)
+class LayerBytes:
+    """Bytes that a layer keeps per token, per unit of hidden, query, key-value and MLP width."""
+
+    hidden: float
+    attention: float
+    kv: float
+    mlp: float
+
+    def of(self, shape: ModelShape) -> float:
+        """Bytes per token and layer of a model."""
+        return (
+            self.hidden * shape.hidden_size
+            + self.attention * shape.attention_size
+            + self.kv * shape.kv_size
+            + self.mlp * shape.mlp_size
+        )
+
+
+LAYER_BYTES: Mapping[str, LayerBytes] = MappingProxyType(
+    {
+        "lora autocast": LayerBytes(18.4, 10.5, 7.9, 8.0),
+        "lora autocast dropout": LayerBytes(38.4, 14.5, 7.9, 12.0),
+        "lora autocast attention": LayerBytes(14.3, 10.3, 7.9, 6.0),
+        "lora autocast attention dropout": LayerBytes(26.3, 14.3, 7.9, 6.0),
+        "lora": LayerBytes(16.7, 12.9, 11.7, 16.1),  # without autocast all is fp32
+        "lora dropout": LayerBytes(48.7, 20.9, 11.7, 20.1),
+        "full autocast": LayerBytes(26.2, 10.1, 10.0, 8.0),
+        "full": LayerBytes(24.2, 16.1, 16.0, 16.0),
+    }
+)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What memory and speed depend on besides the model's shape and the tokens."""
+
+    method: Literal["lora", "qlora", "full"]
+    rank: int
+    dropout: float
+    adapted: tuple[LinearModule, ...]
+    autocast: bool
+    """Matrix products in 16 bit; the frozen base is held in that format then, and in fp32 otherwise."""
+    eager_attention: bool
+    checkpointing: bool
+    device: Literal["gpu", "cpu"]
+    devices: int
+    sharded: bool
+    """FSDP: weights, gradients and optimizer are split over the devices; otherwise each has them whole."""
+
+    @property
+    def base_bytes(self) -> int:
+        """Bytes per weight where it is not NF4; a full fine-tune keeps fp32 master weights."""
+        return BF16_BYTES if self.autocast and self.method != "full" else FP32_BYTES
+
+    @property
+    def shards(self) -> int:
+        """Pieces that weights, gradients and optimizer are cut into."""
+        return self.devices if self.sharded else 1
+
+    def trainable_parameters(self, shape: ModelShape) -> int:
+        """Parameters that are trained: rank times (in + out) of each adapted module, or all."""
+        if self.method == "full":
+            return shape.parameters
+        return sum(self.rank * (module.in_features + module.out_features) * module.count for module in self.adapted)
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """The largest micro-batch of a training, padding included."""
+
+    tokens: int
+    learned_tokens: int
+    """Positions at which the loss head is evaluated."""
+    longest_row_tokens: int
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Peak of one device: parts that add up to `total.expected`, and the interval."""
+
+    parts: Mapping[str, int]
+    total: Estimate
+
+
+def training_memory(shape: ModelShape, recipe: Recipe, micro_batch: MicroBatch) -> Memory:
+    """Estimate the peak of a training step on one device."""
+    static = _static_bytes(shape, recipe)
+    dynamic = _dynamic_bytes(shape, recipe, micro_batch)
+    context = CONTEXT_GIB[recipe.device]
+    moving, fixed = sum(dynamic.values()), sum(static.values())
+    parts = {name: round(size) for name, size in (static | dynamic).items() if size > 0}
+    parts["fragmentation"] = round(moving * (DYNAMIC_FACTOR.expected - 1))
+    parts["context"] = round(context.expected * GIB)
+    total = Estimate(
+        low=float(round(fixed + moving * DYNAMIC_FACTOR.low + context.low * GIB)),
+        expected=float(sum(parts.values())),
+        high=float(round(fixed + moving * DYNAMIC_FACTOR.high + context.high * GIB)),
+    )
+    return Memory(MappingProxyType(parts), total)
+
+
+def kept_activation_bytes(shape: ModelShape, recipe: Recipe, micro_batch: MicroBatch) -> float:
+    """Bytes that all layers keep between the forward and the backward pass: each layer's input when checkpointing."""
+    if recipe.checkpointing:
+        return float(shape.layers * micro_batch.tokens * recipe.base_bytes * shape.hidden_size)
+    return shape.layers * _layer_bytes(shape, recipe, micro_batch)
+
+
+def _static_bytes(shape: ModelShape, recipe: Recipe) -> dict[str, float]:
+    """Bytes held from the first step to the last."""
+    trainable = recipe.trainable_parameters(shape)
+    adapters = 0 if recipe.method == "full" else FP32_BYTES * trainable
+    return {
+        "weights": _weight_bytes(shape, recipe) / recipe.shards,
+        "adapters": adapters / recipe.shards,
+        "gradients": FP32_BYTES * trainable / recipe.shards,
+        # Without FSDP, DistributedDataParallel holds the gradients a second time, in the buckets that it sends.
+        "gradient_buckets": FP32_BYTES * trainable if recipe.devices > 1 and not recipe.sharded else 0,
+        "optimizer": ADAM_BYTES * trainable / recipe.shards,
+    }
+
+
+def _weight_bytes(shape: ModelShape, recipe: Recipe) -> float:
+    if recipe.method != "qlora":
+        return recipe.base_bytes * shape.parameters
+    return shape.linear_parameters * NF4_BITS / 8 + recipe.base_bytes * (shape.parameters - shape.linear_parameters)
+
+
+def _dynamic_bytes(shape: ModelShape, recipe: Recipe, micro_batch: MicroBatch) -> dict[str, float]:
+    """Bytes that come and go within a step, at the larger of its two moments."""
+    kept = kept_activation_bytes(shape, recipe, micro_batch)
+    recomputed = _layer_bytes(shape, recipe, micro_batch) if recipe.checkpointing else 0.0
+    head = _head_bytes(shape, recipe, micro_batch)
+    at_head = head >= recomputed
+    return {
+        "activations": kept if at_head else kept + recomputed,
+        "loss_head": head if at_head else 0.0,
+        "cast_copies": _cast_copy_bytes(shape, recipe),
+        "dequantised": _largest_linear(shape) * BF16_BYTES if recipe.method == "qlora" else 0.0,
+        "gathered": _gathered_bytes(shape, recipe),
+    }
+
+
+def _layer_bytes(shape: ModelShape, recipe: Recipe, micro_batch: MicroBatch) -> float:
+    linear = micro_batch.tokens * LAYER_BYTES[_layer_key(recipe)].of(shape)
+    # Eager attention keeps the fp32 softmax and its 16-bit copy for every pair of tokens of a row.
+    pairs = micro_batch.tokens * micro_batch.longest_row_tokens if recipe.eager_attention else 0
+    return linear + pairs * shape.heads * (FP32_BYTES + BF16_BYTES)
+
+
+def _layer_key(recipe: Recipe) -> str:
+    if recipe.method == "full":
+        return "full autocast" if recipe.autocast else "full"
+    words = ["lora"]
+    if recipe.autocast:
+        words.append("autocast")
+        if not any(module.name in MLP_MODULES for module in recipe.adapted):
+            words.append("attention")
+    return " ".join([*words, "dropout"] if recipe.dropout > 0 else words)
+
+
+def _cast_copy_bytes(shape: ModelShape, recipe: Recipe) -> float:
+    """16-bit copies of fp32 weights, which autocast keeps for the backward pass (measured: 2.0 bytes a weight)."""
+    if not recipe.autocast:
+        return 0.0
+    copied = shape.linear_parameters if recipe.method == "full" else recipe.trainable_parameters(shape)
+    return BF16_BYTES * copied / (shape.layers if recipe.checkpointing else 1)
+
+
+def _head_bytes(shape: ModelShape, recipe: Recipe, micro_batch: MicroBatch) -> float:
+    """Logits, the head's input in 16 bit and its gradient in fp32, at the positions whose token is learned."""
+    positions = micro_batch.learned_tokens
+    if recipe.device == "cpu":
+        return positions * (shape.vocab_size * CPU_LOGIT_BYTES + shape.hidden_size * 2 * FP32_BYTES)
+    tile = min(positions, HEAD_TILE_TOKENS) * min(shape.vocab_size, HEAD_TILE_VOCABULARY) * BF16_BYTES
+    weight_gradient = FP32_BYTES * shape.vocab_size * shape.hidden_size if recipe.method == "full" else 0
+    return tile + positions * shape.hidden_size * (BF16_BYTES + FP32_BYTES) + weight_gradient
+
+
+def _gathered_bytes(shape: ModelShape, recipe: Recipe) -> float:
+    """Under FSDP: the layer at work and the one fetched ahead, and the root unit with embedding and head, whole."""
+    if not recipe.sharded:
+        return 0.0
+    whole = replace(recipe, sharded=False)
+    outside = (shape.parameters - shape.linear_parameters) * recipe.base_bytes
+    in_layers = max(0.0, _weight_bytes(shape, whole) - outside)
+    return 2 * in_layers / shape.layers + outside
+
+
+def _largest_linear(shape: ModelShape) -> int:
+    return max((linear.in_features * linear.out_features for linear in shape.linears), default=0)
