@@ -12,6 +12,7 @@ from pydantic import Field
 from flows import stages
 from flows.context import Run, account
 from flows.endings import conclude, name_of_run
+from flows.launch import end_with_worker
 from tuneline.contracts.artifacts import Outcome
 from tuneline.contracts.run_record import RunRecord
 
@@ -29,6 +30,7 @@ Overrides = Annotated[
 )
 def finetune(config: Config = "configs/quickstart.yaml", overrides: Overrides = ()) -> State[RunRecord]:
     """Run the pipeline; it ends Completed, under the name Rejected or Inconclusive where the gate says so."""
+    end_with_worker()
     run = Run(config, overrides)
     with account(run):
         prepared = stages.prepare(run)

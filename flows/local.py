@@ -20,7 +20,7 @@ PREFECT_SETTINGS = {
     "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",  # the table and the bar say what the log would
     "PREFECT_SERVER_LOGGING_LEVEL": "CRITICAL",  # a temporary server logs cancelled tasks as errors when it is ended
     "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
-    "PREFECT_LOGGING_EXTRA_LOGGERS": "tuneline",
+    "PREFECT_LOGGING_EXTRA_LOGGERS": "tuneline,flows",
 }
 PREFLIGHT_SECONDS = 5.0
 

@@ -1,12 +1,13 @@
 """Every shipped config is valid, and none is missed."""
 
+import re
 from pathlib import Path
 
 import pytest
 
 from tuneline.contracts.spec_loading import load_spec
 
-CONFIGS = sorted((Path(__file__).resolve().parents[1] / "configs").rglob("*.yaml"))
+CONFIGS = sorted((Path(__file__).resolve().parents[1] / "configs").rglob("*.yaml"), key=lambda path: path.stem)
 
 
 def test_there_are_eight_configs() -> None:
@@ -23,13 +24,13 @@ def test_there_are_eight_configs() -> None:
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_a_shipped_config_is_valid_and_named_after_its_file(path: Path) -> None:
-    assert load_spec(path).name == path.stem
+def test_a_shipped_config_is_valid_and_its_file_is_named_after_it(path: Path) -> None:
+    assert path.stem.startswith(load_spec(path).name)
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_a_shipped_config_says_how_to_run_it(path: Path) -> None:
-    assert f"tuneline run configs/{path.name}" in path.read_text(encoding="utf-8")
+    assert re.search(rf"tuneline run +configs/{re.escape(path.name)}", path.read_text(encoding="utf-8"))
 
 
 def test_the_forgetting_quickstart_differs_only_in_replay() -> None:
