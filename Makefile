@@ -22,12 +22,13 @@ $(VENV)/.installed: requirements.lock pyproject.toml
 quickstart: install serving-base ## from a YAML to a served model, on this machine
 	$(BIN)/tuneline quickstart
 
-serving-base: ## build the CPU serving base once, where a Docker engine answers
+serving-base: install ## build the CPU serving base once, where a Docker engine answers
 	@if ! docker info >/dev/null 2>&1; then \
 	  echo "No Docker engine answers: the run will stop before the image, at the alias challenger."; \
 	elif ! docker image inspect $(SERVING_BASE) >/dev/null 2>&1; then \
 	  echo "Building $(SERVING_BASE), once, about three minutes ..."; \
-	  docker build --quiet --network host --tag $(SERVING_BASE) --file docker/vllm-cpu.Dockerfile docker/; \
+	  docker build --quiet --network host --tag $(SERVING_BASE) --file docker/vllm-cpu.Dockerfile docker/ && \
+	  $(BIN)/tuneline image base $(SERVING_BASE); \
 	fi
 
 check: install ## style, types, import rules

@@ -4,10 +4,7 @@ Works with no server (`tuneline run CONFIG`) and as the deployment `finetune/mai
 record of files on disk; a stage whose artifact is in the store already is found there, not made again.
 """
 
-from typing import Annotated
-
 from prefect import State, flow
-from pydantic import Field
 
 from flows import stages
 from flows.context import Run, account
@@ -16,20 +13,19 @@ from flows.launch import end_with_worker
 from tuneline.contracts.artifacts import Outcome
 from tuneline.contracts.run_record import RunRecord
 
-Config = Annotated[str, Field(description="YAML file of the run, as the worker sees it.")]
-Overrides = Annotated[
-    tuple[str, ...],
-    Field(description="Changes to the file, as training.epochs=2 or adapter.rank=8; checked like the file."),
-]
-
 
 @flow(
     name="finetune",
     description="Prepare, plan, train, merge, evaluate, decide, register, package, verify, release.",
     flow_run_name=name_of_run,
 )
-def finetune(config: Config = "configs/quickstart.yaml", overrides: Overrides = ()) -> State[RunRecord]:
-    """Run the pipeline; it ends Completed, under the name Rejected or Inconclusive where the gate says so."""
+def finetune(config: str = "configs/quickstart.yaml", overrides: tuple[str, ...] = ()) -> State[RunRecord]:
+    """Run the pipeline; it ends Completed, under the name Rejected or Inconclusive where the gate says so.
+
+    Args:
+        config: YAML file of the run, as the worker sees it.
+        overrides: changes to the file, as training.epochs=2 or adapter.rank=8; checked like the file.
+    """
     end_with_worker()
     run = Run(config, overrides)
     with account(run):
@@ -41,7 +37,7 @@ def finetune(config: Config = "configs/quickstart.yaml", overrides: Overrides = 
         verdict = stages.decide(run, evaluation)
         version = stages.register(run, prepared, adapter, merged, verdict)
         if verdict.record.outcome is Outcome.PROMOTE:
-            image = stages.package(run, merged, verdict, version)
+            image = stages.package(run, adapter, merged, verdict, version)
             smoke = stages.verify(run, image, merged, evaluation, version)
             stages.release(run, version, verdict, smoke)
         else:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from flows.context import open_inputs
 from flows.progress import TERMINAL
-from tuneline.contracts.errors import ServiceUnavailable
+from tuneline.contracts.errors import ExitCode, ServiceUnavailable, TunelineError
 from tuneline.contracts.run_record import RunRecord
 from tuneline.contracts.settings import Settings, switch_telemetry_off
 
@@ -44,10 +44,24 @@ def run_locally(config: str, overrides: Sequence[str], *, terminal: bool = True)
     _prepare_environment(settings, terminal)
     # 3 to 6 s on two cores, spent while Prefect's server starts in its own process.
     threading.Thread(target=_import_mlflow, name="import-mlflow", daemon=True).start()
+    from prefect.exceptions import TerminationSignal
+
     from flows.endings import typed_result
     from flows.finetune import finetune
 
-    return typed_result(finetune(config, tuple(overrides), return_state=True))
+    try:
+        return typed_result(finetune(config, tuple(overrides), return_state=True))
+    except (KeyboardInterrupt, TerminationSignal) as interruption:
+        raise RunInterrupted() from interruption
+
+
+class RunInterrupted(TunelineError):
+    """The run was stopped from outside: Ctrl-C or SIGTERM."""
+
+    exit_code = ExitCode.PREEMPTED
+
+    def __init__(self) -> None:
+        super().__init__("interrupted; nothing is lost: the same command again finds what was made and goes on")
 
 
 def _prepare_environment(settings: Settings, terminal: bool) -> None:

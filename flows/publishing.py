@@ -149,12 +149,16 @@ def why_no_engine() -> str | None:
     return None
 
 
-def provenance_options(run: Run, merged: Stored[MergedModel], verdict: Stored[Verdict]) -> dict[str, str]:
+def provenance_options(
+    run: Run, adapter: Stored[Adapter], merged: Stored[MergedModel], verdict: Stored[Verdict]
+) -> dict[str, str]:
     """Give the package stage what the image's labels say beside the model's own record."""
     prints = {line.stage: line.fingerprint for line in run.lines if line.fingerprint}
     return {
-        "run_name": run.record.run_id,
+        "run_name": run.spec.name,
+        "base_images": str(run.settings.base_image_cache),
         "verdict": verdict.record.outcome.value,
+        "adapter_sha256": adapter.record.weights_sha256,
         "revision": git_commit(),
         "fingerprints": json.dumps(prints | {merged.stage: merged.fingerprint}),
     }

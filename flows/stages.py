@@ -193,16 +193,21 @@ def register(
 
 @stage
 def package(
-    run: Run, merged: Stored[MergedModel], verdict: Stored[Verdict], version: RegisteredModel
+    run: Run,
+    adapter: Stored[Adapter],
+    merged: Stored[MergedModel],
+    verdict: Stored[Verdict],
+    version: RegisteredModel,
 ) -> Done[Stored[ServingImage] | None]:
     """Put the merged weights on the vLLM base, as layers of their own."""
     unavailable = publishing.why_no_engine()
     if unavailable:
         return Done(None, unavailable, skipped=True)
-    base = read_base_image(run.spec.serving.base_image, run.settings.home / "base-images")
+    with shown("package") as show:
+        base = read_base_image(run.spec.serving.base_image, run.settings.base_image_cache, event_of(show))
 
     def make(work: Path) -> ServingImage:
-        options = publishing.provenance_options(run, merged, verdict)
+        options = publishing.provenance_options(run, adapter, merged, verdict)
         return run.child("tuneline.serving", "package", ServingImage, work, {"merged": merged.path}, options)
 
     key = identity.package_identity(run.spec, merged.fingerprint, base.image_id)

@@ -2,14 +2,14 @@
 
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from datasets import load_from_disk
+from serving_images import merged_model
 from tiny_model import put_record
 from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedModel
 
-from tuneline.contracts.artifacts import Certificate, MergedModel, PreparedData
+from tuneline.contracts.artifacts import MergedModel, PreparedData
 from tuneline.contracts.records import PreparedItem
 from tuneline.contracts.store import read_record
 
@@ -31,21 +31,8 @@ def make_merged(folder: Path, base: Path, prepared: Path) -> Path:
     model.save_pretrained(folder / MergedModel.MODEL)
     AutoTokenizer.from_pretrained(prepared / PreparedData.TOKENIZER).save_pretrained(folder / MergedModel.MODEL)
     data = read_record(prepared, PreparedData)
-    return put_record(folder, "merge", merged_record(data.template_sha256, data.stop_token_ids))
-
-
-def merged_record(template_sha256: str, stop_token_ids: tuple[int, ...]) -> MergedModel:
-    """Describe a merged model whose certificate says nothing."""
-    figures: dict[str, Any] = dict.fromkeys(Certificate.model_fields, 0)
-    certificate = Certificate(**figures | {"base": "none", "weights_sha256": "0"})
-    return MergedModel(
-        bytes=0,
-        shards=1,
-        dtype="float32",
-        template_sha256=template_sha256,
-        stop_token_ids=stop_token_ids,
-        certificate=certificate,
-    )
+    record = merged_model(data.stop_token_ids).model_copy(update={"template_sha256": data.template_sha256})
+    return put_record(folder, "merge", record)
 
 
 @torch.inference_mode()

@@ -94,6 +94,16 @@ def no_prefect(_project: Path) -> dict[str, str]:
     return {"PREFECT_API_URL": f"http://127.0.0.1:{closed_port()}/api"}
 
 
+def no_mlflow(_project: Path) -> dict[str, str]:
+    return {"MLFLOW_TRACKING_URI": f"http://127.0.0.1:{closed_port()}"}
+
+
+def no_such_target(project: Path) -> dict[str, str]:
+    config = project / "run.yaml"
+    config.write_text(config.read_text() + "adapter: {target_modules: [q_prj, lm_head]}\n")
+    return {}
+
+
 def closed_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -108,6 +118,7 @@ def closed_port() -> int:
         (no_base, ["model.base ./absent: no such folder"]),
         (no_weights, ["no *.safetensors weights", "the folder has no tokenizer"]),
         (no_prefect, ["Prefect at http://127.0.0.1:", "it does not answer"]),
+        (no_mlflow, ["MLflow at http://127.0.0.1:", "it does not answer"]),
     ],
 )
 def test_bad_input_to_run_is_one_clear_message_and_nothing_is_made(
@@ -119,6 +130,16 @@ def test_bad_input_to_run_is_one_clear_message_and_nothing_is_made(
     assert all(message in shown.stderr for message in messages), shown.stderr
     assert "Traceback" not in shown.stderr
     assert not (project / "home" / "store").exists()
+
+
+def test_targets_that_match_nothing_are_refused_before_training(project: Path) -> None:
+    no_such_target(project)
+    shown = tuneline("run", "run.yaml", cwd=project)
+    assert shown.returncode == 2, shown.stderr
+    assert "q_prj" in shown.stderr
+    assert "lm_head" in shown.stderr
+    assert "Traceback" not in shown.stderr
+    assert [path.name for path in (project / "home" / "store" / "artifacts").iterdir()] == ["prepare"]
 
 
 def test_a_run_that_was_never_made_cannot_be_shown(tmp_path: Path) -> None:

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from evaluation_models import make_merged, merged_record, plain_answer, read_items_of
+from evaluation_models import make_merged, plain_answer, read_items_of
+from serving_images import merged_model
 from tiny_model import make_job, make_prepared, make_tiny_base, put_record
 from transformers import AutoTokenizer
 
@@ -19,6 +20,7 @@ from tuneline.contracts.artifacts import EvalReport, MergedModel, PreparedData
 from tuneline.contracts.errors import UserError
 from tuneline.contracts.jobs import JOB, PROGRESS, RESULT, Job, JobResult, JobStatus, ProgressEvent
 from tuneline.contracts.records import Probe
+from tuneline.contracts.store import read_record
 
 MODELS = ("base", "candidate", "champion")
 HELD_OUT_ROWS, RETENTION_ROWS = 16, 8
@@ -118,6 +120,16 @@ def test_an_answer_is_the_generated_text_without_its_stop_token(evaluated: Evalu
         assert item.answer == tokenizer.decode(token_ids[:-1])
 
 
+def test_a_stop_token_that_is_ordinary_text_is_no_part_of_the_answer(inputs: dict[str, Path], tmp_path: Path) -> None:
+    prepared, merged = (shutil.copytree(inputs[name], tmp_path / name) for name in ("prepared", "merged"))
+    stop_token_ids = (read_items_of(prepared / PreparedData.HELD_OUT)[0].answer_ids[0],)
+    for folder, stage, kind in ((prepared, "prepare", PreparedData), (merged, "merge", MergedModel)):
+        record = read_record(folder, kind)
+        put_record(folder, stage, record.model_copy(update={"stop_token_ids": stop_token_ids}))
+    first = run_stage(tmp_path / "out", {**inputs, "prepared": prepared, "merged": merged}).of("candidate", "target")[0]
+    assert (first.answer, first.stopped, first.new_tokens) == ("", True, 1)
+
+
 def test_probes_are_the_candidates_answers(evaluated: Evaluated) -> None:
     lines = (evaluated.job.out_dir / EvalReport.PROBES).read_text(encoding="utf-8").splitlines()
     probes = [Probe.model_validate_json(line) for line in lines]
@@ -177,7 +189,7 @@ def test_a_champion_with_another_vocabulary_is_refused(inputs: dict[str, Path], 
 
 def test_a_merge_that_changed_the_stop_tokens_is_our_own_bug(inputs: dict[str, Path], tmp_path: Path) -> None:
     merged = shutil.copytree(inputs["merged"], tmp_path / "merged")
-    put_record(merged, "merge", merged_record("0", (0,)))
+    put_record(merged, "merge", merged_model(stop_token_ids=(0,)))
     with pytest.raises(AssertionError, match="stop tokens"):
         run_stage(tmp_path / "out", {**inputs, "merged": merged})
 

@@ -24,11 +24,9 @@ def prepared(tmp_path: Path) -> Path:
 
 
 def change(folder: Path, edit: Callable[[Rows], Rows]) -> None:
-    """Write a suite's rows again as `edit` returns them; a suite without rows keeps its columns."""
-    before = load_from_disk(str(folder))
-    rows = edit(list(before))
-    after = Dataset.from_list(rows) if rows else before.select([])
-    after.save_to_disk(folder.with_suffix(".new"))
+    """Write a suite's rows again as `edit` returns them."""
+    rows = edit(list(load_from_disk(str(folder))))
+    Dataset.from_list(rows).save_to_disk(folder.with_suffix(".new"))
     shutil.rmtree(folder)
     folder.with_suffix(".new").rename(folder)
 
@@ -47,6 +45,12 @@ def test_all_items_are_asked_in_their_order_unless_fewer_are_wanted(prepared: Pa
 def test_a_run_without_retention_rows_has_one_suite(prepared: Path) -> None:
     shutil.rmtree(prepared / PreparedData.RETENTION)
     assert [suite.name for suite in read_suites(prepared, EVERYTHING, 512)] == ["target"]
+
+
+def test_a_target_suite_without_items_is_refused(prepared: Path) -> None:
+    shutil.rmtree(prepared / PreparedData.HELD_OUT)  # as prepare leaves it when no row is held out
+    with pytest.raises(UserError, match="suite `target`: the suite has no items"):
+        read_suites(prepared, EVERYTHING, 512)
 
 
 def test_a_draw_is_the_same_each_time_and_does_not_depend_on_the_order_of_rows(prepared: Path) -> None:
@@ -71,13 +75,13 @@ def test_every_fault_of_every_suite_is_named_at_once(prepared: Path) -> None:
         return [{**rows[0], "labels": [IGNORED_LABEL] * len(rows[0]["labels"])}, *rows[1:]]
 
     change(prepared / PreparedData.HELD_OUT, lambda rows: unlearned(duplicate(rows)))
-    change(prepared / PreparedData.RETENTION, lambda rows: [])
+    change(prepared / PreparedData.RETENTION, duplicate)
     with pytest.raises(UserError) as caught:
         read_suites(prepared, EVERYTHING, 512)
     assert [str(problem).splitlines()[0] for problem in caught.value.problems] == [
         "suite `target`: 2 items have the row id 'rows.jsonl:8', so answers to them cannot be paired",
         "suite `target`: item 'rows.jsonl:5' has no answer to be scored",
-        "suite `retention`: the suite has no items, so no model can be compared on it",
+        "suite `retention`: 2 items have the row id 'rows.jsonl:8', so answers to them cannot be paired",
     ]
 
 

@@ -1,5 +1,6 @@
 """A verify container is always removed, and says why it could not start."""
 
+import shutil
 import signal
 import socket
 import subprocess
@@ -13,7 +14,7 @@ from serving_images import built_image, docker_output, has_image
 from tuneline.contracts.errors import ServiceUnavailable, UserError
 from tuneline.serving.container import LABEL, remove_leftovers, running_server
 from tuneline.serving.engine import DockerError, docker, require_engine
-from tuneline.serving.probes import Probe
+from tuneline.contracts.records import Probe
 from tuneline.serving.server_client import ServerClient
 from tuneline.serving.smoke import NoAnswer, wait_for_answer
 
@@ -113,7 +114,7 @@ def test_an_engine_that_does_not_answer_is_named_with_what_to_do(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/absent.sock")
-    if not Path("/usr/bin/docker").exists():
+    if shutil.which("docker") is None:
         pytest.skip("there is no docker command")
     with pytest.raises(ServiceUnavailable, match="Docker not reachable"):
         require_engine()

@@ -8,13 +8,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from serving_images import docker_output, engine_answers, has_image, packaged, tiny_base, write_model
+from serving_images import built_image, docker_output, engine_answers, has_image, packaged, tiny_base, write_model
 
 from tuneline.contracts.artifacts import ServingImage
-from tuneline.contracts.errors import StageFailed, UserError
+from tuneline.contracts.errors import UserError
 from tuneline.serving.base_image import read_base_image
 from tuneline.serving.engine import ignore_progress
-from tuneline.serving.load import check_loaded, load_image, own_blobs, send_full_archive, send_thin_archive
+from tuneline.serving.load import holds, load_image, own_blobs, send_full_archive, send_thin_archive
 
 pytestmark = pytest.mark.skipif(not engine_answers(), reason="no Docker engine answers")
 BASE = "tuneline-test/load-base:1"
@@ -99,7 +99,7 @@ def test_a_full_archive_loads_where_the_base_has_gone(tmp_path: Path, image: Ser
         send_full_archive(image, tmp_path / ServingImage.LAYOUT, stream, ignore_progress)
     docker_output("rmi", BASE)
     docker_output("load", "--input", str(archive))
-    check_loaded(image, tmp_path / ServingImage.LAYOUT, by_id=True)
+    assert holds(image, tmp_path / ServingImage.LAYOUT, by_id=True)
 
 
 def test_a_base_that_has_gone_stops_the_load_with_its_name(tmp_path: Path, image: ServingImage) -> None:
@@ -109,7 +109,13 @@ def test_a_base_that_has_gone_stops_the_load_with_its_name(tmp_path: Path, image
     assert not has_image(image.reference)
 
 
-def test_another_image_under_the_tag_is_noticed(tmp_path: Path, image: ServingImage) -> None:
-    docker_output("tag", BASE, image.reference)
-    with pytest.raises(StageFailed, match="in the engine, not sha256"):
-        check_loaded(image, tmp_path / ServingImage.LAYOUT, by_id=True)
+def test_the_same_layers_under_the_tag_with_another_config_are_noticed_and_mended(
+    tmp_path: Path, image: ServingImage
+) -> None:
+    layout = tmp_path / ServingImage.LAYOUT
+    load_image(image, layout)
+    with built_image("tuneline-test/relabelled:1", f"FROM {image.reference}\nLABEL io.tuneline.verdict=X\n", tmp_path):
+        docker_output("tag", "tuneline-test/relabelled:1", image.reference)
+    assert not holds(image, layout, by_id=True)
+    load_image(image, layout)
+    assert holds(image, layout, by_id=True)

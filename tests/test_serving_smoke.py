@@ -16,7 +16,8 @@ from tuneline.serving.base_image import read_base_image
 from tuneline.serving.container import LABEL, running_server
 from tuneline.serving.image import package_model
 from tuneline.serving.load import load_image, stop_token_ids
-from tuneline.serving.probes import Probe, read_probes
+from tuneline.contracts.records import Probe
+from tuneline.serving.probes import read_probes
 from tuneline.serving.server_client import ServedModel, ServerClient
 from tuneline.serving.smoke import (
     VerifyOptions,

@@ -33,6 +33,16 @@ def image() -> None:
 
 
 @image.command()
+@click.argument("reference")
+def base(reference: str) -> None:
+    """Note the layers of the base image REFERENCE, once, so that packaging on it takes seconds."""
+    from tuneline.serving.base_image import read_base_image
+
+    facts = read_base_image(reference, Settings.from_environment().base_image_cache)
+    click.echo(f"{reference}: {len(facts.layers)} layers, {facts.image_id}")
+
+
+@image.command()
 @click.argument("run")
 def verify(run: str) -> None:
     """Make, start and question the image of RUN where there is a container engine, and release it if it passes.

@@ -128,7 +128,8 @@ class Certificate(Record):
     tensors_total: int
     weights_sha256: str
     limits: dict[str, float] = Field(default_factory=dict)
-    """What the figures were held against, by field: the most that a KL may be, the least that an agreement must be."""
+    """What the figures were held against, by field: the most that a KL, the least that an agreement may be; for
+    `merged_nll` the most that it may differ from `trained_nll`, as a share of it."""
 
 
 class MergedModel(Record):

@@ -1,6 +1,8 @@
-"""Rows as every stage understands them: a conversation, and the columns of the prepared data sets."""
+"""Rows as every stage understands them: a conversation, the columns of the prepared data sets, and the probes."""
 
-from typing import Final, Literal
+from typing import Final, Literal, Self
+
+from pydantic import model_validator
 
 from tuneline.contracts.artifacts import Record
 
@@ -42,3 +44,22 @@ class PreparedItem(PreparedRow):
     """The wanted text."""
     prompt_ids: list[int]
     answer_ids: list[int]
+
+
+class Probe(Record):
+    """A line of `EvalReport.PROBES`: a held-out conversation and what the merged model answers to it, greedily."""
+
+    id: str
+    messages: tuple[Message, ...]
+    prompt_ids: list[int]
+    """Token ids of the messages under the chat template, generation prompt added."""
+    answer_ids: list[int]
+    """Token ids of the answer, with the stop token that ended it if one did."""
+    answer_logprobs: list[float]
+    """Natural logarithm of each answer token's probability, given the prompt and the answer before it."""
+
+    @model_validator(mode="after")
+    def _same_length(self) -> Self:
+        if len(self.answer_ids) != len(self.answer_logprobs):
+            raise ValueError(f"{len(self.answer_ids)} answer ids but {len(self.answer_logprobs)} log-probabilities")
+        return self

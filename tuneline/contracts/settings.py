@@ -54,6 +54,11 @@ class Settings(BaseModel):
         return self.home / "mlartifacts"
 
     @property
+    def base_image_cache(self) -> Path:
+        """Folder of what is known of base images."""
+        return self.home / "base-images"
+
+    @property
     def prefect_home(self) -> Path:
         """Folder of the local Prefect database."""
         return self.home / "prefect"

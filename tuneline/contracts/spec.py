@@ -149,7 +149,7 @@ class EvaluationSpec(Section):
     max_new_tokens: Annotated[int, Field(ge=1)] = 128
     """Longest generated answer."""
     max_items: Annotated[int, Field(ge=1)] | None = None
-    """Generate for at most this many items of each suite."""
+    """Ask at most this many items of each suite, drawn with `data.seed`; all when absent."""
     generate: bool = True
     """`false` measures only the held-out loss, for tasks that an answer's text cannot score."""
 
@@ -236,10 +236,15 @@ class RunSpec(Section):
 
     @model_validator(mode="after")
     def _cross_check(self) -> Self:
-        if self.gate.metric == "json_validity" and "json_validity" not in self.evaluation.metrics:
-            raise ValueError("gate.metric is json_validity, so evaluation.metrics must name it")
+        if self.gate.metric not in ("held_out_loss", *self.evaluation.metrics):
+            raise ValueError(f"gate.metric is {self.gate.metric}, so evaluation.metrics must name it")
         if self.gate.metric != "held_out_loss" and not self.evaluation.generate:
             raise ValueError("evaluation.generate is false, so gate.metric must be held_out_loss")
+        answered = self.evaluation.metrics if self.evaluation.generate else ()
+        if self.gate.min_json_validity is not None and "json_validity" not in answered:
+            raise ValueError("gate.min_json_validity needs evaluation.generate and json_validity in evaluation.metrics")
+        if self.data.retention is not None and "exact_match" not in answered:
+            raise ValueError("data.retention needs evaluation.generate and exact_match in evaluation.metrics")
         if self.adapter.method == "qlora" and self.training.fsdp and self.model.dtype == "float16":
             raise ValueError("QLoRA under FSDP stores NF4 in the base's dtype: use model.dtype bfloat16")
         return self

@@ -79,7 +79,7 @@ def running_server(reference: str, *, port: int = 0, gpus: bool = False) -> Iter
     options = ["--name", name, "--label", f"{LABEL}={reference}", "--shm-size", "1g", *HARDENING]
     publish = ["--publish", f"127.0.0.1:{port or ''}:{PORT}"]
     try:
-        _start([*options, *publish, *_device_options(gpus), reference], port)
+        _start([*options, *publish, *device_options(gpus), reference], port)
         yield ServerContainer(name, _published_port(name))
     finally:
         _remove(name)
@@ -93,11 +93,15 @@ def remove_leftovers(reference: str) -> list[str]:
     return found
 
 
-def _device_options(gpus: bool) -> list[str]:
+def device_options(gpus: bool) -> list[str]:
+    """Give a container the machine's GPUs; without, bound what the CPU backend takes."""
     if gpus:
         return ["--gpus", "all"]
     return [
         f"--env=OMP_NUM_THREADS={len(os.sched_getaffinity(0))}",
+        # Threads that sleep while they wait: on two cores with other work, spinning ones made 150 small matrix products
+        # a second, sleeping ones 640.
+        "--env=OMP_WAIT_POLICY=passive",
         "--env=VLLM_CPU_OMP_THREADS_BIND=nobind",  # bound to cores, two servers side by side would share the first one
         "--env=VLLM_CPU_KVCACHE_SPACE=1",  # GiB; unset, vLLM takes most of the machine's memory
     ]

@@ -171,5 +171,12 @@ def kubernetes_service(name: str) -> Document:
     }
 
 
+class _Dumper(yaml.SafeDumper):
+    """Writes a repeated part out instead of an anchor and a reference, which few who edit manifests know."""
+
+    def ignore_aliases(self, data: object) -> bool:
+        return True
+
+
 def _dump(document: Document) -> str:
-    return yaml.safe_dump(document, sort_keys=False)
+    return yaml.dump(document, Dumper=_Dumper, sort_keys=False)

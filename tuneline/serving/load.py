@@ -38,9 +38,10 @@ def load_image(image: ServingImage, layout: Path, progress: Progress = ignore_pr
         UserError: the base image is gone from the engine.
         StageFailed: the engine holds something else under the tag after loading.
     """
-    if _loaded_layers(image.reference) == _expected_layers(image, layout):
-        return
     engine = require_engine()
+    by_id = not engine.containerd_store
+    if holds(image, layout, by_id=by_id):
+        return
     if _loaded_layers(image.base_id) is None:
         raise UserError.of(
             f"the base {image.base_name} ({image.base_id[:19]}) is no longer on this engine",
@@ -52,7 +53,10 @@ def load_image(image: ServingImage, layout: Path, progress: Progress = ignore_pr
             send_full_archive(image, layout, stream, progress)
         else:
             send_thin_archive(image, layout, stream, progress)
-    check_loaded(image, layout, by_id=not engine.containerd_store)
+    if not holds(image, layout, by_id=by_id):
+        raise StageFailed(
+            "package", "failed", f"after loading, {image.reference} is not {image.image_id} in the engine"
+        )
 
 
 def send_thin_archive(image: ServingImage, layout: Path, stream: IO[bytes], progress: Progress) -> None:
@@ -74,21 +78,17 @@ def send_full_archive(image: ServingImage, layout: Path, stream: IO[bytes], prog
     _send_own(stream, image, layout, json.loads(base_manifest)[0]["Layers"], progress)
 
 
-def check_loaded(image: ServingImage, layout: Path, *, by_id: bool) -> None:
-    """Compare what the engine holds with what was written.
+def holds(image: ServingImage, layout: Path, *, by_id: bool) -> bool:
+    """Whether the engine has, under the image's tag, what was written.
 
     Args:
         image: the image's record.
         layout: its OCI layout.
         by_id: the engine names images by their config's digest, so the id must be equal too.
-
-    Raises:
-        StageFailed: it differs.
     """
-    held_id = docker(["image", "inspect", "--format", "{{.Id}}", image.reference])
-    same_layers = _loaded_layers(image.reference) == _expected_layers(image, layout)
-    if not same_layers or (by_id and held_id != image.image_id):
-        raise StageFailed("package", "failed", f"{image.reference} is {held_id} in the engine, not {image.image_id}")
+    if _loaded_layers(image.reference) != _expected_layers(image, layout):
+        return False
+    return not by_id or docker(["image", "inspect", "--format", "{{.Id}}", image.reference]) == image.image_id
 
 
 def own_blobs(image: ServingImage, layout: Path) -> list[Path]:

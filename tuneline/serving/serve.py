@@ -1,11 +1,11 @@
 """Serving a run's image on this machine, in the foreground, for trying it out."""
 
-import os
+import shutil
 import subprocess
 
 from tuneline.contracts.errors import StageFailed, UserError
 from tuneline.contracts.run_record import RunRecord
-from tuneline.serving.container import HARDENING
+from tuneline.serving.container import HARDENING, device_options
 from tuneline.serving.engine import require_engine
 from tuneline.serving.server_settings import PORT
 
@@ -22,7 +22,7 @@ def serve_image(record: RunRecord, port: int) -> None:
         raise UserError.of("the run made no image", record.run_id, fix)
     require_engine()
     command = ["docker", "run", "--rm", "--shm-size", "1g", *HARDENING, "--publish", f"127.0.0.1:{port}:{PORT}"]
-    command += [f"--env=OMP_NUM_THREADS={len(os.sched_getaffinity(0))}", "--env=VLLM_CPU_KVCACHE_SPACE=1"]
+    command += device_options(gpus=shutil.which("nvidia-smi") is not None)
     try:
         status = subprocess.run([*command, record.image_reference], check=False).returncode
     except KeyboardInterrupt:

@@ -16,10 +16,11 @@ from typing import Final
 import httpx
 
 from tuneline.contracts.artifacts import Rung, ServingImage, SmokeReport
+from tuneline.contracts.records import Probe
 from tuneline.serving.container import ServerContainer, running_server
 from tuneline.serving.engine import DockerError, Progress, ignore_progress
 from tuneline.serving.load import load_image, stop_token_ids
-from tuneline.serving.probes import Probe, read_probes
+from tuneline.serving.probes import read_probes
 from tuneline.serving.server_client import REQUEST_SECONDS, ServedModel, ServerClient
 from tuneline.serving.server_settings import EXIT_MARGIN_SECONDS, response_fingerprint
 
