@@ -1,6 +1,7 @@
 """A model on the device that evaluates it."""
 
 import gc
+import sys
 from pathlib import Path
 
 import torch
@@ -41,4 +42,4 @@ def context_tokens(folder: Path, spec: RunSpec) -> int:
     if spec.serving.max_model_len is not None:
         return spec.serving.max_model_len
     config = AutoConfig.from_pretrained(folder, local_files_only=True).get_text_config()
-    return int(config.max_position_embeddings)
+    return int(getattr(config, "max_position_embeddings", sys.maxsize))  # a state-space model has no longest sequence

@@ -5,6 +5,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
@@ -60,11 +61,12 @@ def evaluate(job: Job, report: Reporter) -> EvalReport:
     if CHAMPION in models:
         _check_champion(models[CHAMPION], exam.tokenizer)
     progress = Progress(report, len(models) * sum(len(suite.items) for suite in exam.suites))
-    results = [_examine(name, folder, exam, progress, job.out_dir) for name, folder in models.items()]
-    by_suite = [suite_results for of_model in results for suite_results in of_model]
-    write_items(job.out_dir / EvalReport.ITEMS, (result for suite_results in by_suite for result in suite_results))
+    by_suite = [
+        results for name, folder in models.items() for results in _examine(name, folder, exam, progress, job.out_dir)
+    ]
+    write_items(job.out_dir / EvalReport.ITEMS, chain.from_iterable(by_suite))
     return EvalReport(
-        scores=tuple(summarise(suite_results) for suite_results in by_suite),
+        scores=tuple(summarise(results) for results in by_suite),
         champion_version=job.options.get("champion_version"),
         seconds=time.monotonic() - started,
     )

@@ -35,7 +35,7 @@ class Draw:
 
 
 def read_suites(prepared: Path, draw: Draw, context_tokens: int) -> tuple[Suite, ...]:
-    """Read the suites of a `PreparedData` folder; `retention` only when it is there.
+    """Read the suites of a `PreparedData` folder; `retention` only when it has items.
 
     Args:
         prepared: the artifact's folder.
@@ -43,10 +43,11 @@ def read_suites(prepared: Path, draw: Draw, context_tokens: int) -> tuple[Suite,
         context_tokens: the longest sequence that the model takes.
 
     Raises:
-        UserError: for a suite without items, row ids that are not unique, an item without an answer, or a prompt that
-            fills the model's context.
+        UserError: for a target suite without items, row ids that are not unique, an item without an answer, or a
+            prompt that fills the model's context.
     """
-    suites = [_read(prepared / folder, name) for name, folder in FOLDERS.items() if (prepared / folder).is_dir()]
+    suites = [_read(prepared / folder, name) for name, folder in FOLDERS.items()]
+    suites = [suite for suite in suites if suite.items or suite.name == TARGET]
     problems = [problem for suite in suites for problem in _problems(suite, context_tokens)]
     if problems:
         raise UserError(problems)
@@ -64,6 +65,8 @@ def draw_items(items: Sequence[PreparedItem], draw: Draw) -> list[PreparedItem]:
 
 
 def _read(folder: Path, name: str) -> Suite:
+    if not folder.is_dir():  # `datasets` cannot write a set without rows, so prepare leaves out its folder
+        return Suite(name, ())
     rows = load_from_disk(str(folder)).select_columns(list(PreparedItem.model_fields))
     return Suite(name, tuple(PreparedItem.model_validate(row) for row in rows))
 

@@ -66,7 +66,11 @@ def merge_identity(spec: RunSpec, adapter: str) -> str:
 
 def evaluate_identity(spec: RunSpec, prepared: str, merged: str, champion: str | None) -> str:
     """Identify the answers of base, candidate and champion."""
-    section = {"evaluation": spec.evaluation.model_dump(), "probes": spec.serving.probes}
+    section = {
+        "evaluation": spec.evaluation.model_dump(),
+        "serving": spec.serving.model_dump(include={"probes", "dtype", "max_model_len"}),
+        "draw": spec.data.seed,
+    }
     inputs = [prepared, merged, champion or "no champion"]
     return fingerprint("evaluate", section, inputs, ANSWERING, ["torch", "transformers"])
 

@@ -41,7 +41,8 @@ CHANGES: list[tuple[dict[str, Any], set[str]]] = [
     ({"model": {"dtype": "float32"}}, {"plan", "train", "merge"}),
     ({"evaluation": {"max_new_tokens": 9}}, {"evaluate"}),
     ({"gate": {"confidence": 0.9}}, {"decide"}),
-    ({"serving": {"max_model_len": 99}}, {"package"}),
+    ({"serving": {"max_model_len": 99}}, {"evaluate", "package"}),
+    ({"serving": {"enforce_eager": True}}, {"package"}),
     ({"budget": {"gpu": "H100"}}, {"plan"}),
 ]
 

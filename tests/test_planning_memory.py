@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from planning_cases import LLAMA2_7B
+from planning_cases import LLAMA2_7B, TINY
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from tuneline.planning.hardware import GIB
@@ -63,6 +63,19 @@ def test_lora_of_qwen3_8b_matches_trl(tokens: int, published_gib: float) -> None
     parts = training_memory(QWEN3_8B, recipe_of(QWEN3_8B), batch_of(tokens)).parts
     allocated = sum(parts.values()) - parts["context"] - parts["fragmentation"]
     assert allocated / GIB == pytest.approx(published_gib, rel=0.03)
+
+
+@pytest.mark.parametrize(("rows", "measured_mib"), [(8, 1488), (32, 1790)])
+def test_a_cpu_run_of_a_tiny_model_has_its_measured_peak_inside_the_interval(rows: int, measured_mib: int) -> None:
+    """The quickstart's base on an EPYC: resident peak after 200 and 110 steps, rows of up to 100 tokens."""
+    config = TINY | {"hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4, "head_dim": 64}
+    shape = shape_from_config("quickstart", config)
+    assert shape.parameters == 3_148_032
+    recipe = recipe_of(shape, checkpointing=False, device="cpu")
+    batch = MicroBatch(tokens=100 * rows, learned_tokens=48 * rows, longest_row_tokens=100)
+    total = training_memory(shape, recipe, batch).total
+    assert total.low / 2**20 < measured_mib < total.high / 2**20
+    assert total.expected / 2**20 == pytest.approx(measured_mib, rel=0.05)
 
 
 def test_adapter_gradients_and_adam_take_sixteen_bytes_a_trained_parameter() -> None:

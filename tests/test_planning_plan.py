@@ -60,7 +60,7 @@ def test_a_cpu_plan_of_a_tiny_model_takes_the_whole_batch_at_once_and_no_money()
     assert not plan.activation_checkpointing and not plan.packing
     assert plan.optimizer_steps == 120
     assert plan.hours.low < plan.hours.expected < plan.hours.high < 0.2
-    assert plan.memory_bytes.high < 2 * GIB
+    assert plan.memory_bytes.high < 3 * GIB
 
 
 def test_a_model_folder_is_planned_as_prepare_left_it(tmp_path: Path) -> None:

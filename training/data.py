@@ -53,16 +53,22 @@ def reading_order(lengths: Sequence[int], steps: int, batch_rows: int, seed: int
         `steps * batch_rows` row numbers; within a batch, longest first, so that its micro-batches are of like length
         and the largest one comes first.
     """
+    assert lengths, "there is nothing to read"
     random = Random(seed)
     order: list[int] = []
     waiting: list[int] = []
     while len(order) < steps * batch_rows:
         fresh = list(range(len(lengths)))
         random.shuffle(fresh)
-        waiting += fresh
-        whole = len(waiting) - len(waiting) % batch_rows
-        batches = _batches_of_like_length(waiting[:whole], lengths, batch_rows)
-        waiting = waiting[whole:]
+        if waiting:
+            missing = batch_rows - len(waiting)
+            waiting, fresh = waiting + fresh[:missing], fresh[missing:]
+            if len(waiting) < batch_rows:
+                continue
+            order += sorted(waiting, key=lambda row: -lengths[row])
+        whole = len(fresh) - len(fresh) % batch_rows
+        batches = _batches_of_like_length(fresh[:whole], lengths, batch_rows)
+        waiting = fresh[whole:]
         random.shuffle(batches)
         order += [row for batch in batches for row in batch]
     return order[: steps * batch_rows]

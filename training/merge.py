@@ -1,4 +1,4 @@
-"""The stage `merge`: base and adapter files in; out, one set of weights, and a certificate that it is the trained model.
+"""The stage `merge`: base and adapter files in; one set of weights out, with a certificate that it is what was trained.
 
 Everything is computed from files, a tensor at a time; no live model is ever merged (see `nf4.round_trip`).
 An adapter trained on an NF4 base is fitted on D = dequantise(quantise(W)), so D + delta is what was trained, and

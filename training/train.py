@@ -12,6 +12,7 @@ from accelerate import PartialState
 from transformers import AutoTokenizer, PrinterCallback, set_seed
 
 from training import adapters, checkpoints, metrics, nf4, weights
+from training.attention import training_attention
 from training.base_model import load_base
 from training.callbacks import Preemption, Progress, SealCheckpoints, StopOnPreemption
 from training.data import TrainingRows, load_rows
@@ -74,7 +75,8 @@ def _set_up(job: Job, plan: Plan) -> Setup:
     arguments = engine_arguments(spec.training, plan, precision, folder, processes=processes)
     set_seed(spec.training.seed)  # decides the adapter's first values
     sharded = spec.training.fsdp and processes > 1
-    model = load_base(job.inputs["base"], spec.adapter.method, precision, spec.model.attention, sharded=sharded)
+    attention = training_attention(spec.model.attention, precision)
+    model = load_base(job.inputs["base"], spec.adapter.method, precision, attention, sharded=sharded)
     nf4_modules = nf4.quantised_modules(model)
     if spec.adapter.method != "full":
         model = adapters.add_adapter(model, spec.adapter)

@@ -51,7 +51,7 @@ def read_updates(adapter: Path) -> Mapping[str, LowRankUpdate]:
         ValueError: when a factor has no partner, or the folder holds more than pairs of factors.
     """
     config = LoraConfig.from_pretrained(adapter)
-    tensors = load_file(adapter / SAFETENSORS_WEIGHTS_NAME)
+    tensors: dict[str, torch.Tensor] = load_file(adapter / SAFETENSORS_WEIGHTS_NAME)
     modules = {name.removeprefix(PREFIX).partition(".lora_")[0] for name in tensors}
     expected = {f"{PREFIX}{module}.{side}.weight" for module in modules for side in ("lora_A", "lora_B")}
     if expected != set(tensors):
