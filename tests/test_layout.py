@@ -18,8 +18,8 @@ def modules() -> list[Path]:
 
 
 def test_no_other_distribution_owns_our_import_names() -> None:
-    owners = packages_distributions()
-    assert {name: owners.get(name) for name in PACKAGES} == {name: ["tuneline"] for name in PACKAGES}
+    owners = packages_distributions()  # an editable installation of ours owns none by name
+    assert {name: owners[name] for name in PACKAGES if set(owners.get(name, ())) - {"tuneline"}} == {}
 
 
 def test_no_flow_file_hides_a_package_from_prefect_which_loads_it_under_its_bare_name() -> None:

@@ -12,9 +12,9 @@ import pytest
 from serving_images import built_image, docker_output, has_image
 
 from tuneline.contracts.errors import ServiceUnavailable, UserError
+from tuneline.contracts.records import Probe
 from tuneline.serving.container import LABEL, remove_leftovers, running_server
 from tuneline.serving.engine import DockerError, docker, require_engine
-from tuneline.contracts.records import Probe
 from tuneline.serving.server_client import ServerClient
 from tuneline.serving.smoke import NoAnswer, wait_for_answer
 

@@ -12,11 +12,11 @@ from serving_images import PROVENANCE, SPEC, WEIGHTS_SHA256, has_image, merged_m
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tuneline.contracts.artifacts import Rung, ServingImage
+from tuneline.contracts.records import Probe
 from tuneline.serving.base_image import read_base_image
 from tuneline.serving.container import LABEL, running_server
 from tuneline.serving.image import package_model
 from tuneline.serving.load import load_image, stop_token_ids
-from tuneline.contracts.records import Probe
 from tuneline.serving.probes import read_probes
 from tuneline.serving.server_client import ServedModel, ServerClient
 from tuneline.serving.smoke import (

@@ -197,7 +197,7 @@ def test_a_killed_process_is_resumed_to_the_bits_of_an_uninterrupted_one(tmp_pat
     with (job_dir / "output.log").open("wb") as log:
         child = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
         try:
-            assert eventually(lambda: last_step() > EVERY or child.poll() is not None, seconds=120)
+            assert eventually(lambda: last_step() > EVERY or child.poll() is not None, seconds=300)
         finally:
             child.kill()
             child.wait()
