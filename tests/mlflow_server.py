@@ -3,7 +3,6 @@
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -13,6 +12,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+
+from tuneline.contracts.ports import free_port
 
 START_LIMIT_SECONDS = 120
 """About 20 s on two idle cores, of which migrations take 9; busy ones take longer."""
@@ -74,10 +75,3 @@ def mlflow_server(folder: Path, database: Path | None = None, options: Sequence[
         yield server
     finally:
         server.kill()
-
-
-def free_port() -> int:
-    """Find a port of 127.0.0.1 on which nothing listens."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -13,6 +12,8 @@ from typing import Any, Self
 
 import httpx
 import psutil
+
+from tuneline.contracts.ports import free_port
 
 START_SECONDS = 90.0
 COMMAND_SECONDS = 900.0
@@ -36,7 +37,7 @@ class PrefectStack:
     """
 
     def __init__(self, work_dir: Path, environment: Mapping[str, str] | None = None) -> None:
-        port = _free_port()
+        port = free_port()
         self.api_url = f"http://127.0.0.1:{port}/api"
         self.work_dir = work_dir
         self._port = port
@@ -188,9 +189,3 @@ class PrefectStack:
             if ended or time.monotonic() > deadline:
                 raise RuntimeError(f"{complaint} (ended: {ended})\n{self.logs()}")
             time.sleep(0.1)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

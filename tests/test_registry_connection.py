@@ -7,9 +7,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from mlflow_server import MlflowServer, free_port
+from mlflow_server import MlflowServer
 
 from tuneline.contracts.errors import ExitCode, ServiceUnavailable
+from tuneline.contracts.ports import free_port
 from tuneline.contracts.settings import Settings
 from tuneline.registry.connection import Registry, connect
 
