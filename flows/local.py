@@ -90,7 +90,7 @@ def _run_flow(config: str, overrides: Sequence[str], api_url: str) -> RunRecord:
     except TerminationSignal as signalled:
         raise KeyboardInterrupt from signalled
     finally:
-        APILogHandler.flush()  # while there is a server to log to
+        APILogHandler().flush()  # while there is a server to log to
 
 
 def _wait_for(api_url: str) -> None:
