@@ -14,13 +14,7 @@ import pytest
 QUICKSTART = Path(__file__).resolve().parents[1] / "examples" / "quickstart"
 BASE = QUICKSTART / "base"
 DATA_FILES = ["support_train.jsonl", "support_heldout.jsonl", "base_tasks_train.jsonl", "base_tasks_heldout.jsonl"]
-SUPPORT_KEYS = ["intent", "priority", "product"]
-BASE_TASK_KEYS = [
-    ["request", "city", "traveller"],
-    ["action", "topic", "reader"],
-    ["call", "dish", "spice"],
-    ["command", "room", "moment"],
-]
+KEYS = ["intent", "priority", "product"]
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +56,7 @@ def test_recipe_reproduces_the_committed_data_byte_for_byte(recipe: ModuleType, 
     [
         ("support_train.jsonl", 3468),
         ("support_heldout.jsonl", 504),
-        ("base_tasks_train.jsonl", 3120),
+        ("base_tasks_train.jsonl", 3360),
         ("base_tasks_heldout.jsonl", 320),
     ],
 )
@@ -87,17 +81,21 @@ def test_sentence_patterns_of_a_desk_are_all_different(recipe: ModuleType, desk:
     assert len({pattern.casefold() for pattern in patterns}) == len(patterns)
 
 
-@pytest.mark.parametrize("task", ["support", "base_tasks"])
-def test_every_answer_value_occurs_in_both_train_and_held_out(task: str) -> None:
-    assert values_by_key(f"{task}_train.jsonl") == values_by_key(f"{task}_heldout.jsonl")
+@pytest.mark.parametrize(("task", "keys"), [("support", KEYS), ("base_tasks", ["intent", "priority"])])
+def test_every_answer_value_occurs_in_both_train_and_held_out(task: str, keys: list[str]) -> None:
+    train, held_out = values_by_key(f"{task}_train.jsonl"), values_by_key(f"{task}_heldout.jsonl")
+    assert {key: train[key] for key in keys} == {key: held_out[key] for key in keys}
+
+
+def test_base_tasks_name_so_many_things_that_they_must_be_copied_not_learned_by_heart() -> None:
+    assert len(values_by_key("base_tasks_train.jsonl")["product"]) > 250
 
 
 @pytest.mark.parametrize("name", DATA_FILES)
 def test_answers_are_compact_json_with_keys_in_order(name: str) -> None:
-    allowed = [SUPPORT_KEYS] if name.startswith("support") else BASE_TASK_KEYS
     for row in read_rows(name):
         answer = json.loads(row["answer"])
-        assert list(answer) in allowed
+        assert list(answer) == KEYS
         assert row["answer"] == json.dumps(answer, separators=(",", ":"))
         assert row["phrasing"].split("/")[1] == answer[next(iter(answer))]
 
@@ -107,10 +105,11 @@ def test_support_task_has_the_stated_breadth() -> None:
     assert {key: len(found) for key, found in values.items()} == {"intent": 12, "priority": 3, "product": 10}
 
 
-def test_base_tasks_share_no_key_and_no_value_with_support() -> None:
+def test_base_tasks_share_no_intent_and_no_product_with_support() -> None:
     support, base_tasks = values_by_key("support_train.jsonl"), values_by_key("base_tasks_train.jsonl")
-    assert support.keys().isdisjoint(base_tasks)
-    assert set.union(*support.values()).isdisjoint(set.union(*base_tasks.values()))
+    assert support["intent"].isdisjoint(base_tasks["intent"])
+    assert support["product"].isdisjoint(base_tasks["product"])
+    assert support["priority"] == base_tasks["priority"]
 
 
 def test_a_typo_never_touches_the_word_that_sets_the_answer(recipe: ModuleType) -> None:
