@@ -1,12 +1,13 @@
 """Write the quickstart's four data files from the phrasebook: `python recipe_data.py [FOLDER]`.
 
-Every sentence pattern ("phrasing") stands in `phrasebook/*.yaml`. Some phrasings of each intent are held out: their
-messages go to the held-out file only, so a model is scored on sentences whose wording it never saw in training.
+Every sentence pattern ("phrasing") stands in `phrasebook/*.yaml`. Some phrasings of each intent are never trained on.
+The support desk's held-out file has only these: a model is scored on sentences whose wording it never saw. The base
+tasks' held-out file has other messages of the trained phrasings: it asks whether a model still does what it did.
 """
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -54,18 +55,19 @@ class Phrasebook:
 
 @dataclass(frozen=True)
 class DataSet:
-    """Which desks go into a pair of files, and how many messages are made per phrasing."""
+    """Which desks go into a pair of files, how many messages per phrasing, and what is new in the held-out ones."""
 
     name: str
     desks: tuple[str, ...]
     held_out_phrasings_per_intent: int
     train_rows_per_phrasing: int
     held_out_rows_per_phrasing: int
+    new_phrasings_held_out: bool
 
 
 DATA_SETS = (
-    DataSet("support", ("support",), 3, 17, 14),
-    DataSet("base_tasks", ("travel", "library", "kitchen", "home"), 2, 14, 8),
+    DataSet("support", ("support",), 3, 17, 14, True),
+    DataSet("base_tasks", ("travel", "library", "kitchen", "home"), 2, 14, 2, False),
 )
 
 
@@ -84,14 +86,17 @@ def split_phrasings(book: Phrasebook, held_out_per_intent: int) -> tuple[dict[st
     return train, held_out
 
 
-def make_rows(book: Phrasebook, phrasings: dict[str, str], rows_per_phrasing: int, random: Random) -> list[Row]:
-    """Make `rows_per_phrasing` rows of every phrasing; no message is made twice."""
+def make_rows(
+    book: Phrasebook, phrasings: dict[str, str], rows_per_phrasing: int, random: Random, taken: Collection[str] = ()
+) -> list[Row]:
+    """Make `rows_per_phrasing` rows of every phrasing; no message is made twice, and none that is `taken`."""
     rows: dict[str, Row] = {}
     for phrasing, pattern in phrasings.items():
         target = len(rows) + rows_per_phrasing
         while len(rows) < target:
             row = make_row(book, phrasing, pattern, random)
-            rows.setdefault(row.message, row)
+            if row.message not in taken:
+                rows.setdefault(row.message, row)
     return list(rows.values())
 
 
@@ -149,8 +154,11 @@ def build() -> Iterator[tuple[str, list[Row]]]:
             book = Phrasebook.read(desk)
             train, held_out = split_phrasings(book, data_set.held_out_phrasings_per_intent)
             random = Random(f"{SEED}/rows/{desk}")
-            train_rows += make_rows(book, train, data_set.train_rows_per_phrasing, random)
-            held_out_rows += make_rows(book, held_out, data_set.held_out_rows_per_phrasing, random)
+            learned = make_rows(book, train, data_set.train_rows_per_phrasing, random)
+            asked = held_out if data_set.new_phrasings_held_out else train
+            taken = {row.message for row in learned}
+            train_rows += learned
+            held_out_rows += make_rows(book, asked, data_set.held_out_rows_per_phrasing, random, taken)
         for name, rows in (("train", train_rows), ("heldout", held_out_rows)):
             Random(f"{SEED}/order/{data_set.name}/{name}").shuffle(rows)
             yield f"{data_set.name}_{name}.jsonl", rows
