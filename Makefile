@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SERVING_BASE := tuneline/vllm-cpu:0.32.0
 
-.PHONY: help install quickstart serving-base check test test-long bench clean
+.PHONY: help install quickstart serving-base check test test-long bench lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  \1\t/' | expand -t 18
@@ -46,6 +46,16 @@ test-long: install serving-base ## the rest
 bench: install serving-base ## measure speed and memory; results that matter go to benchmarks/RESULTS.md
 	$(BIN)/python -m benchmarks.orchestration
 	$(BIN)/python -m benchmarks.imports
+
+lock: ## resolve pyproject.toml afresh and pin what comes out
+	rm -rf .venv-lock
+	$(PYTHON) -m venv .venv-lock
+	.venv-lock/bin/pip install --quiet --upgrade pip
+	.venv-lock/bin/pip install --quiet torch==2.13.0
+	.venv-lock/bin/pip install --quiet --group dev --editable .
+	@(sed -n '/^#/p' requirements.lock; .venv-lock/bin/pip freeze --exclude-editable | sed 's/+cpu//') > requirements.lock.new
+	mv requirements.lock.new requirements.lock
+	rm -rf .venv-lock
 
 clean: ## remove the environment and every result
 	rm -rf $(VENV) .tuneline
