@@ -112,7 +112,7 @@ def test_without_replay_the_gate_rejects_because_the_old_tasks_are_forgotten(hom
     forgets = home.run("quickstart-forgets")
     assert (forgets.exit_code, forgets.outcome) == (3, Outcome.REJECT)
     figures = scores(forgets)
-    assert figures["target", "candidate"]["exact_match"] > 0.80
+    assert figures["target", "candidate"]["exact_match"] > 0.70
     assert figures["retention", "candidate"]["exact_match"] < figures["retention", "base"]["exact_match"] - 0.15
     assert any("etention" in reason and "allowed" in reason for reason in forgets.reasons), forgets.reasons
     statuses = {line.stage: line.status for line in forgets.stages}
