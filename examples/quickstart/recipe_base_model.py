@@ -159,8 +159,8 @@ def batches_of(examples: list[Example], epochs: int) -> list[list[Example]]:
 def optimizers_of(model: LlamaForCausalLM) -> list[torch.optim.Optimizer]:
     """Muon for the layers' matrices, AdamW for embeddings and norms.
 
-    Muon (Jordan et al., 2024), scaled to AdamW's update size (Liu et al., 2025, arXiv:2502.16982), needs far fewer steps
-    here than AdamW alone did in single runs at other rates, which is what makes ten minutes on one core enough.
+    Muon (Jordan et al., 2024), scaled to AdamW's update size (Liu et al., 2025, arXiv:2502.16982), needs far fewer
+    steps here than AdamW alone did in single runs at other rates, which is what makes ten minutes on one core enough.
     """
     matrices = [weight for name, weight in model.named_parameters() if weight.ndim == 2 and "embed" not in name]
     others = [weight for name, weight in model.named_parameters() if weight.ndim != 2 or "embed" in name]
