@@ -28,6 +28,7 @@ def make_probes(model: PreTrainedModel, items: Sequence[PreparedItem], count: in
         Probe(
             id=item.row_id,
             messages=TypeAdapter(tuple[Message, ...]).validate_json(item.messages),
+            tools=item.tools,
             prompt_ids=item.prompt_ids,
             answer_ids=list(ids),
             answer_logprobs=values,

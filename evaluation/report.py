@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -15,6 +15,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from evaluation import report_figures as figures
 from evaluation.charts import ForestRow, forest_row
 from evaluation.items import ItemResult, read_items
+from evaluation.report_checks import per_cent
+from evaluation.report_receipt import receipt_view
 from evaluation.report_samples import choose_samples
 from tuneline.contracts.artifacts import (
     Adapter,
@@ -28,9 +30,10 @@ from tuneline.contracts.artifacts import (
     Verdict,
 )
 from tuneline.contracts.fingerprint import library_version
+from tuneline.contracts.receipt import Receipt
 from tuneline.contracts.run_record import RunRecord
 from tuneline.contracts.spec import RunSpec
-from tuneline.contracts.store import read_json, read_record
+from tuneline.contracts.store import read_record
 
 R = TypeVar("R", bound=Record)
 TEMPLATES = Path(__file__).parent / "templates"
@@ -44,8 +47,7 @@ class ReportInputs:
     run: RunRecord
     spec: RunSpec
     prepared: PreparedData | None = None
-    receipt: Mapping[str, Any] | None = None
-    """The content of `receipt.json`."""
+    receipt: Receipt | None = None
     plan: Plan | None = None
     adapter: Adapter | None = None
     metrics: tuple[Mapping[str, float], ...] = ()
@@ -63,13 +65,11 @@ class ReportInputs:
 def read_inputs(run: RunRecord, spec: RunSpec) -> ReportInputs:
     """Read what the stages of a run left in the store."""
     data, trained, judged = (_folder(run, stage) for stage in ("prepare", "train", "evaluate"))
-    receipt = read_json(data / PreparedData.RECEIPT) if data else None
-    assert receipt is None or isinstance(receipt, dict)
     return ReportInputs(
         run=run,
         spec=spec,
         prepared=_record(data, PreparedData),
-        receipt=receipt,
+        receipt=_read_receipt(data / PreparedData.RECEIPT) if data else None,
         plan=_record(_folder(run, "plan"), Plan),
         adapter=_record(trained, Adapter),
         metrics=_read_metrics(trained / Adapter.METRICS) if trained else (),
@@ -92,6 +92,7 @@ def render_report(inputs: ReportInputs) -> str:
         .get_template("report.html.j2")
         .render(
             inputs=inputs,
+            receipt=receipt_view(inputs.receipt, inputs.spec.data) if inputs.receipt else None,
             run=inputs.run,
             outcome=inputs.verdict.outcome.value if inputs.verdict else inputs.run.outcome,
             forest=_forest(inputs.verdict, metric),
@@ -117,7 +118,12 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"size": figures.size, "duration": figures.duration, "figure": figures.figure}
+    environment.filters |= {
+        "size": figures.size,
+        "duration": figures.duration,
+        "figure": figures.figure,
+        "per_cent": per_cent,
+    }
     return environment
 
 
@@ -136,6 +142,10 @@ def _folder(run: RunRecord, stage: str) -> Path | None:
 
 def _record(folder: Path | None, kind: type[R]) -> R | None:
     return read_record(folder, kind) if folder else None
+
+
+def _read_receipt(path: Path) -> Receipt:
+    return Receipt.model_validate_json(path.read_bytes())
 
 
 def _read_metrics(path: Path) -> tuple[Mapping[str, float], ...]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from datasets import load_from_disk
+from datasets import Dataset
 
 from evaluation.items import RETENTION, TARGET
 from tuneline.contracts.artifacts import PreparedData
@@ -14,7 +14,7 @@ from tuneline.contracts.errors import Problem, UserError
 from tuneline.contracts.fingerprint import sha256_text
 from tuneline.contracts.records import IGNORED_LABEL, PreparedItem
 
-FOLDERS: Final = {TARGET: PreparedData.HELD_OUT, RETENTION: PreparedData.RETENTION}
+FILES: Final = {TARGET: PreparedData.HELD_OUT, RETENTION: PreparedData.RETENTION}
 SOURCES: Final = {TARGET: "data.held_out (or data.held_out_share)", RETENTION: "data.retention"}
 
 
@@ -46,7 +46,7 @@ def read_suites(prepared: Path, draw: Draw, context_tokens: int) -> tuple[Suite,
         UserError: for a target suite without items, row ids that are not unique, an item without an answer, or a
             prompt that fills the model's context.
     """
-    suites = [_read(prepared / folder, name) for name, folder in FOLDERS.items()]
+    suites = [_read(prepared / file, name) for name, file in FILES.items()]
     suites = [suite for suite in suites if suite.items or suite.name == TARGET]
     problems = [problem for suite in suites for problem in _problems(suite, context_tokens)]
     if problems:
@@ -64,10 +64,10 @@ def draw_items(items: Sequence[PreparedItem], draw: Draw) -> list[PreparedItem]:
     return [item for item in items if item.row_id in drawn]
 
 
-def _read(folder: Path, name: str) -> Suite:
-    if not folder.is_dir():  # `datasets` cannot write a set without rows, so prepare leaves out its folder
+def _read(file: Path, name: str) -> Suite:
+    if not file.is_file():  # prepare writes none for a set without rows
         return Suite(name, ())
-    rows = load_from_disk(str(folder)).select_columns(list(PreparedItem.model_fields))
+    rows = Dataset.from_file(str(file)).select_columns(list(PreparedItem.model_fields))
     return Suite(name, tuple(PreparedItem.model_validate(row) for row in rows))
 
 

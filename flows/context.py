@@ -5,50 +5,25 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypeVar
 
-from flows.launch import raise_for, run_child
-from flows.progress import Listener, shown
+from flows import making
+from flows.inputs import open_inputs
+from flows.progress import Listener
 from tuneline.contracts.artifacts import Record
 from tuneline.contracts.errors import ExitCode, TunelineError
-from tuneline.contracts.hashing import HashCache
-from tuneline.contracts.jobs import OUTPUT, Job
+from tuneline.contracts.jobs import Job
 from tuneline.contracts.run_record import STAGES, RunRecord, StageLine, new_run_id, save_run
 from tuneline.contracts.settings import Settings
-from tuneline.contracts.spec import RunSpec
-from tuneline.contracts.spec_loading import load_spec
 from tuneline.contracts.store import ArtifactStore, Stored
-from tuneline.data.base_model import BaseModel, locate_base
-from tuneline.data.sources import HUB_PREFIX, check_file
 from tuneline.planning.hardware import Machine, this_machine
 from tuneline.registry.connection import Registry, connect
 from tuneline.registry.tracking import LiveRun, RunStatus
 
 R = TypeVar("R", bound=Record)
 logger = logging.getLogger("tuneline.run")
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """A config and what it names, found and readable."""
-
-    spec: RunSpec
-    base: BaseModel
-    source_sha256: Mapping[str, str]
-
-
-def open_inputs(config: str, overrides: Sequence[str], settings: Settings) -> Inputs:
-    """Meet at the door what a user could have got wrong in config, base model and files.
-
-    Raises:
-        UserError: with every problem of the first of these that has any.
-    """
-    spec = load_spec(Path(config), overrides)
-    hashes = HashCache(settings.home / "hashes.json")
-    return Inputs(spec, locate_base(spec.model, hashes), _hash_sources(spec, hashes))
 
 
 class Run:
@@ -88,25 +63,8 @@ class Run:
     def obtain(
         self, stage: str, fingerprint: str, kind: type[R], make: Callable[[Path], R], *, keep: bool = False
     ) -> Stored[R]:
-        """Find an artifact in the store, or make it there.
-
-        Args:
-            stage: the stage's name.
-            fingerprint: the artifact's identity.
-            kind: type of its record.
-            make: writes the artifact's files into the folder that it is given and returns the record.
-            keep: leave the folder of an interrupted attempt, for the next one to go on from.
-        """
-        found = self.store.find(stage, fingerprint, kind)
-        if found is not None:
-            return found
-        with self.store.work(stage, fingerprint, keep=keep) as work:
-            found = self.store.find(stage, fingerprint, kind)  # made by another run while this one waited for the lock
-            if found is not None:
-                return found
-            started = time.monotonic()
-            record = make(work)
-            return self.store.commit(stage, fingerprint, work, record, time.monotonic() - started)
+        """Find an artifact in the store, or make it there, as `making.obtain` does."""
+        return making.obtain(self.store, stage, fingerprint, kind, make, keep=keep)
 
     def child(
         self,
@@ -118,12 +76,7 @@ class Run:
         options: Mapping[str, str] | None = None,
         listen: Listener | None = None,
     ) -> R:
-        """Run a stage in a child process of its own and return the record that it made.
-
-        Raises:
-            UserError: the child met input that a user can mend.
-            StageFailed: it ended without its artifact.
-        """
+        """Run a stage in a child process of its own, as `making.run_stage_child` does."""
         job = Job(
             stage=stage,
             spec=self.spec,
@@ -131,11 +84,7 @@ class Run:
             out_dir=out_dir,
             options=dict(options or {}),
         )
-        job_dir = self.settings.store_root / "jobs" / out_dir.name
-        with shown(stage) as show:
-            result = run_child(package, job, job_dir, _both(show, listen))
-        raise_for(result, stage, job_dir / OUTPUT)
-        return kind.model_validate(result.artifact)
+        return making.run_stage_child(package, job, kind, self.store, listen)
 
     def note(self, line: StageLine) -> None:
         """Add a stage to the account and say it in the log."""
@@ -177,33 +126,6 @@ def account(run: Run) -> Iterator[None]:
 def first_line(error: BaseException) -> str:
     """Say an error in one line; an interruption has no words of its own."""
     return (str(error) or type(error).__name__).splitlines()[0]
-
-
-def _both(first: Listener, second: Listener | None) -> Listener:
-    if second is None:
-        return first
-
-    def listen(event: object) -> None:
-        first(event)  # type: ignore[arg-type]
-        second(event)  # type: ignore[arg-type]
-
-    return listen
-
-
-def _hash_sources(spec: RunSpec, hashes: HashCache) -> dict[str, str]:
-    """Hash the files of the data section; a Hub dataset counts by its name and revision."""
-    named = {key: getattr(spec.data, key) for key in ("train", "held_out", "replay", "retention")}
-    digests = {}
-    for key, source in named.items():
-        if source is None:
-            continue
-        if source.startswith(HUB_PREFIX):
-            digests[key] = f"{source}@{spec.data.hub_revision}#{spec.data.hub_split}"
-        else:
-            digests[key] = hashes.sha256(check_file(source, f"data.{key}"))
-    if spec.model.chat_template is not None:
-        digests["chat_template"] = hashes.sha256(Path(spec.model.chat_template))
-    return digests
 
 
 def git_commit(environment: Mapping[str, str] = os.environ) -> str:

@@ -24,10 +24,10 @@ ANSWERING = tuple(
 TRAINING_LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "bitsandbytes")
 
 
-def prepare_identity(spec: RunSpec, base_sha256: str, source_sha256: Mapping[str, str]) -> str:
+def prepare_identity(spec: RunSpec, tokenizer_sha256: str, source_sha256: Mapping[str, str]) -> str:
     """Identify the prepared data by the sources' bytes, the data section and the base's tokenizer."""
     section = {"data": spec.data.model_dump(exclude=DATA_PATHS), "template": spec.model.chat_template}
-    inputs = [base_sha256, *(f"{key}={digest}" for key, digest in sorted(source_sha256.items()))]
+    inputs = [tokenizer_sha256, *(f"{key}={digest}" for key, digest in sorted(source_sha256.items()))]
     return fingerprint("prepare", section, inputs, ["tuneline.data"], ["transformers", "tokenizers"])
 
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager, nullcontext
 from types import FrameType
 from typing import NoReturn
 
-from flows.context import open_inputs
+from flows.inputs import open_inputs
 from flows.local_server import POLL_SECONDS, START_SECONDS, local_server
 from flows.progress import TERMINAL
 from tuneline.contracts.errors import ExitCode, ServiceUnavailable, TunelineError

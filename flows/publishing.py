@@ -47,7 +47,7 @@ def open_tracking(run: Run, prepared: Stored[PreparedData]) -> LiveRun:
     """Open the MLflow run of this config on this data, or the one that an earlier attempt left."""
     key = fingerprint("run", run.spec, [run.base.sha256, prepared.fingerprint], [], [])
     live = start_run(run.registry, run.spec.registry.experiment, run.spec.name, key, flat_parameters(run.spec))
-    live.log_dataset("train", run.source_sha256["train"], run.spec.data.train, "training")
+    live.log_dataset("train", run.source_sha256["train"], ", ".join(run.spec.data.train_sources), "training")
     return live
 
 

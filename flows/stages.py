@@ -104,7 +104,7 @@ def prepare(run: Run) -> Done[Stored[PreparedData]]:
     def make(work: Path) -> PreparedData:
         return run.child("tuneline.data", "prepare", PreparedData, work, {})
 
-    key = identity.prepare_identity(run.spec, run.base.sha256, run.source_sha256)
+    key = identity.prepare_identity(run.spec, run.base.tokenizer_sha256, run.source_sha256)
     return _done(run.obtain("prepare", key, PreparedData, make))
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from datasets import load_from_disk
+from datasets import Dataset
 
 from tuneline.contracts.artifacts import PreparedData
 
@@ -31,7 +31,7 @@ class TrainingRows:
 
 def load_rows(prepared: Path, steps: int, batch_rows: int, seed: int) -> TrainingRows:
     """Read the prepared training rows and lay them out for `steps` optimizer steps of `batch_rows` rows."""
-    stored = load_from_disk(prepared / PreparedData.TRAIN).select_columns(["input_ids", "labels"])
+    stored = Dataset.from_file(str(prepared / PreparedData.TRAIN)).select_columns(["input_ids", "labels"])
     lengths = [len(ids) for ids in stored["input_ids"]]
     order = reading_order(lengths, steps, batch_rows, seed)
     per_step = [sum(lengths[row] for row in batch) for batch in _cut(order, batch_rows)]

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import load_from_disk
+from datasets import Dataset
 
 from tuneline.contracts.artifacts import PreparedData
 
@@ -34,7 +34,7 @@ class Sample:
 
 def read_samples(prepared: Path) -> list[Sample]:
     """Take the first held-out conversations: at least `MIN_SAMPLES` and `MIN_TOKENS`, or all there are."""
-    rows = load_from_disk(prepared / PreparedData.HELD_OUT).select_columns(["prompt_ids", "answer_ids"])
+    rows = Dataset.from_file(str(prepared / PreparedData.HELD_OUT)).select_columns(["prompt_ids", "answer_ids"])
     samples: list[Sample] = []
     tokens = 0
     for row in rows:

@@ -8,6 +8,7 @@ import click
 
 from tuneline.cli.common import config_argument, console, json_option, print_json
 from tuneline.contracts.errors import UserError
+from tuneline.contracts.section import flat_values, given_keys
 from tuneline.contracts.spec import RunSpec
 from tuneline.contracts.spec_loading import load_spec
 
@@ -17,9 +18,7 @@ name: my-model
 model:
   base: path/to/base-model        # a folder in Hugging Face layout, or a Hub name
 data:
-  train: data/train.jsonl         # .csv, .jsonl, .parquet, or hub:owner/name
-  prompt_column: prompt
-  completion_column: completion
+  train: data/train.jsonl         # a file, glob, folder, URL, or hub:owner/name; the format is told from the columns
   max_length_tokens: 1024
 adapter:
   method: lora                    # lora | qlora | full
@@ -51,26 +50,12 @@ def validate(config: str, overrides: Sequence[str], as_json: bool) -> None:
     if as_json:
         print_json(spec.model_dump(mode="json"))
         return
-    given = load_given_keys(Path(config), overrides)
+    given = set(given_keys(spec))
     out = console()
-    for section, value in spec.model_dump(mode="json").items():
-        fields = value if isinstance(value, dict) else {"": value}
-        for key, item in fields.items():
-            name = f"{section}.{key}" if key else section
-            mark = "" if name in given else "  [dim](default)[/dim]"
-            out.print(f"{name} = {json.dumps(item)}{mark}", soft_wrap=True)
+    for name, value in flat_values(spec):
+        mark = "" if name in given else "  [dim](default)[/dim]"
+        out.print(f"{name} = {json.dumps(value)}{mark}", soft_wrap=True)
     out.print(f"[green]{config} is valid.[/green]")
-
-
-def load_given_keys(config: Path, overrides: Sequence[str]) -> set[str]:
-    """List the keys that the file or an override sets."""
-    spec_keys = {override.partition("=")[0] for override in overrides}
-    spec = load_spec(config, overrides)
-    for section in spec.model_fields_set:
-        value = getattr(spec, section)
-        inner = getattr(value, "model_fields_set", None)
-        spec_keys |= {section} if inner is None else {f"{section}.{key}" for key in inner}
-    return spec_keys
 
 
 @click.command()

@@ -20,6 +20,7 @@ class LengthSummary(Record):
 
     p50: int
     p90: int
+    p95: int
     p99: int
     max: int
 
@@ -27,20 +28,26 @@ class LengthSummary(Record):
 class PreparedData(Record):
     """Tokenised rows with their loss masks, and what became of every row.
 
-    `train`, `held_out` and `retention` are `datasets` folders with the columns of `tuneline.data.columns`.
+    `TRAIN`, `HELD_OUT` and `RETENTION` are Arrow streams, read with `datasets.Dataset.from_file`: rows of `PreparedRow`
+    and `PreparedItem`. `PACKS` has one row per pack: `rows` are numbers of training rows, `seq_lengths` their tokens.
     """
 
-    TRAIN: ClassVar = "train"
-    HELD_OUT: ClassVar = "held_out"
-    RETENTION: ClassVar = "retention"
+    TRAIN: ClassVar = "train.arrow"
+    HELD_OUT: ClassVar = "held_out.arrow"
+    RETENTION: ClassVar = "retention.arrow"
+    PACKS: ClassVar = "packs.arrow"
     TOKENIZER: ClassVar = "tokenizer"
     RECEIPT: ClassVar = "receipt.json"
+    DROPPED: ClassVar = "dropped.jsonl"
+    """Every row that was dropped: data set, row id, step, reason, note."""
 
+    kind: Literal["conversation", "text", "preference", "unpaired_preference"]
     train_rows: int
     held_out_rows: int
     retention_rows: int
     train_tokens: int
     learned_tokens: int
+    packs: int
     lengths: LengthSummary
     stop_token_ids: tuple[int, ...]
     template_sha256: str

@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
+from fnmatch import fnmatch
 from pathlib import Path
 
 from tuneline.contracts.fingerprint import sha256_file
@@ -31,8 +33,18 @@ class HashCache:
         return digest
 
 
-def tree_sha256(folder: Path, hashes: HashCache) -> str:
-    """Hash a folder's content: the sorted lines of `sha256  relative path` of its visible files."""
-    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and not path.name.startswith(".")]
+def tree_sha256(folder: Path, hashes: HashCache, patterns: Sequence[str] = ("*",)) -> str:
+    """Hash a folder's content: the sorted lines of `sha256  relative path` of its visible files.
+
+    Args:
+        folder: the folder.
+        hashes: where hashes are remembered.
+        patterns: only files whose name fits one of these count.
+    """
+    files = [
+        path
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and not path.name.startswith(".") and any(fnmatch(path.name, glob) for glob in patterns)
+    ]
     lines = [f"{hashes.sha256(path)}  {path.relative_to(folder).as_posix()}\n" for path in files]
     return hashlib.sha256("".join(lines).encode()).hexdigest()

@@ -2,21 +2,15 @@
 
 One file is one run. An unknown key is an error, every default stands here and nowhere else, and units are in the names.
 Where a run happens (store, URLs, credentials) is `settings`, never here: two machines given the same file ask for the
-same thing. `tests/test_contracts_spec.py` keeps the number of fields at 80 or fewer.
+same thing. `tests/test_contracts_spec.py` keeps the number of fields at 100 or fewer.
 """
 
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-Share = Annotated[float, Field(ge=0.0, le=1.0)]
-Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
-
-
-class Section(BaseModel):
-    """Base of the sections: unknown keys are refused, values never change, field docstrings become schema text."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=())
+from tuneline.contracts.data_spec import DataSpec
+from tuneline.contracts.section import Name, Section, Share
 
 
 class ModelSpec(Section):
@@ -32,59 +26,6 @@ class ModelSpec(Section):
     """File with a Jinja chat template that replaces the tokenizer's own; it travels with the model to the server."""
     attention: Literal["sdpa", "flash_attention_2", "eager"] = "sdpa"
     """Attention kernel in training; `flash_attention_2` needs a GPU and makes packing pay."""
-
-
-class DataSpec(Section):
-    """Rows in, and what is kept of them."""
-
-    train: str
-    """Training rows: a .csv, .jsonl or .parquet file, or a Hub dataset as `hub:owner/name`."""
-    held_out: str | None = None
-    """Rows kept for evaluation; when absent, `held_out_share` of `train` is split off."""
-    held_out_share: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.1
-    """Share of `train` that is held out when `held_out` is absent."""
-    held_out_group: str | None = None
-    """Column whose values stay together when splitting, so that no group is on both sides."""
-    format: Literal["prompt_completion", "messages"] = "prompt_completion"
-    """Shape of a row: two text columns, or one column of chat messages."""
-    prompt_column: str = "prompt"
-    """Column with the user's text (format `prompt_completion`)."""
-    completion_column: str = "completion"
-    """Column with the wanted answer (format `prompt_completion`)."""
-    messages_column: str = "messages"
-    """Column with a list of `{role, content}` (format `messages`)."""
-    system_prompt: str | None = None
-    """System message put before every conversation that has none."""
-    prompt_template: str = "{prompt}"
-    """User message; `{prompt}` is replaced by the prompt column's text."""
-    replay: str | None = None
-    """Rows of what the base can already do, mixed into training so that it is not forgotten."""
-    replay_share: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
-    """Share of the training rows that come from `replay`."""
-    retention: str | None = None
-    """Held-out rows of what the base can already do; the gate demands that they still hold."""
-    max_length_tokens: Annotated[int, Field(ge=8)] = 1024
-    """Longest conversation, in tokens after the chat template."""
-    over_length: Literal["error", "drop", "truncate_left", "truncate_right"] = "error"
-    """What happens to a longer one; `error` names the rows and what each choice would cost."""
-    max_train_rows: Annotated[int, Field(ge=1)] | None = None
-    """Use at most this many training rows, drawn with the seed."""
-    max_held_out_rows: Annotated[int, Field(ge=1)] | None = None
-    """Use at most this many held-out rows (and retention rows), drawn with the seed."""
-    hub_split: str = "train"
-    """Split of a Hub dataset."""
-    hub_revision: str | None = None
-    """Commit of a Hub dataset."""
-    seed: int = 17
-    """Seed of the split, the draw and the mix."""
-
-    @model_validator(mode="after")
-    def _cross_check(self) -> Self:
-        if "{prompt}" not in self.prompt_template:
-            raise ValueError("prompt_template must contain {prompt}")
-        if (self.replay is None) != (self.replay_share == 0.0):
-            raise ValueError("replay and replay_share go together: set both or neither")
-        return self
 
 
 class AdapterSpec(Section):

@@ -163,12 +163,12 @@ def _as_section(annotation: object) -> type[BaseModel] | None:
     return None
 
 
-def all_keys() -> list[str]:
+def all_keys(section: type[BaseModel] = RunSpec) -> list[str]:
     """List every user-settable key as `section.key` (top-level values by their name)."""
     keys = []
-    for name, field in RunSpec.model_fields.items():
-        section = _as_section(field.annotation)
-        keys += [f"{name}.{inner}" for inner in section.model_fields] if section else [name]
+    for name, field in section.model_fields.items():
+        inner = _as_section(field.annotation)
+        keys += [f"{name}.{key}" for key in all_keys(inner)] if inner else [name]
     return keys
 
 

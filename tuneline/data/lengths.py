@@ -1,83 +1,117 @@
-"""Conversations longer than the limit: refused, dropped or cut, as the config says, and counted."""
+"""Rows longer than the limit: refused, dropped, cut or split, as the config says, and counted."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+from numpy.typing import NDArray
+
 from tuneline.contracts.artifacts import LengthSummary
-from tuneline.contracts.errors import Problem, UserError
+from tuneline.contracts.receipt import LengthBin, LengthLimit
 from tuneline.contracts.records import IGNORED_LABEL
-from tuneline.contracts.spec import DataSpec
-from tuneline.data.rendering import Rendered
+from tuneline.data.masks import Span, Turn
+from tuneline.data.rendering import Rendered, Tokens
 
-SHOWN_ROWS = 5
+LIMITS_TOKENS = tuple(2**power for power in range(5, 21))
+"""Lengths whose cost is reported: 32 to a million tokens."""
+HISTOGRAM_BINS = 16
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Fitted:
-    """Rows within the limit, and the names of those that were cut or dropped."""
+    """What became of a row: the rows within the limit (none when dropped), and whether it was cut."""
 
-    rows: list[Rendered]
-    cut: list[str]
-    dropped: list[str]
+    rows: tuple[Rendered, ...]
+    cut: bool
 
 
-def fit_lengths(rows: Sequence[Rendered], spec: DataSpec) -> Fitted:
-    """Apply `data.over_length` to rows longer than `data.max_length_tokens`.
+def fit(row: Rendered, limit_tokens: int, policy: str) -> Fitted:
+    """Apply `data.over_length` to a row; `error` drops, and the caller weighs what that cost."""
+    longest = max(len(row.tokens.ids), len(row.rejected.ids) if row.rejected else 0)
+    if longest <= limit_tokens:
+        return Fitted((row,), cut=False)
+    if policy == "split" and row.rejected is None:
+        return Fitted(tuple(_split(row, limit_tokens)), cut=True)
+    if policy not in ("truncate_left", "truncate_right"):
+        return Fitted((), cut=False)
+    rejected = _truncate(row.rejected, limit_tokens, policy) if row.rejected else None
+    start = max(0, len(row.tokens.ids) - limit_tokens) if policy == "truncate_left" else 0
+    cut = replace(_part(row, start, start + limit_tokens), rejected=rejected)
+    return Fitted((cut,) if cut.tokens.learned and (not rejected or rejected.learned) else (), cut=True)
 
-    Raises:
-        UserError: under the policy `error`, with the rows' names and what each choice would cost.
+
+def lost_by_truncation(labels: NDArray[np.int32]) -> NDArray[np.int64]:
+    """Count the learned tokens beyond each of `LIMITS_TOKENS`."""
+    places = np.flatnonzero(labels != IGNORED_LABEL)
+    return len(places) - np.searchsorted(places, LIMITS_TOKENS)
+
+
+def limit_costs(
+    lengths: NDArray[np.int32], learned: NDArray[np.int32], lost: NDArray[np.int64]
+) -> tuple[LengthLimit, ...]:
+    """Tell what limits from the median length up to the longest row would cost.
+
+    Args:
+        lengths: tokens of each row, before any was cut.
+        learned: learned tokens of each row.
+        lost: sums of `lost_by_truncation`.
     """
-    limit = spec.max_length_tokens
-    over = [row for row in rows if len(row.input_ids) > limit]
-    if over and spec.over_length == "error":
-        raise UserError(_too_long(rows, over, limit))
-    if spec.over_length == "drop":
-        kept = [row for row in rows if len(row.input_ids) <= limit]
-        return Fitted(kept, [], [row.row_id for row in over])
-    fitted = [_truncate(row, limit, spec.over_length) for row in rows]
-    dropped = [row.row_id for row in fitted if row.learned_tokens == 0]
-    kept = [row for row in fitted if row.learned_tokens > 0]
-    return Fitted(kept, [row.row_id for row in over if row.row_id not in set(dropped)], dropped)
-
-
-def summarise(lengths: Sequence[int]) -> LengthSummary:
-    """Compute the percentiles of lengths in tokens (nearest rank)."""
-    ordered = sorted(lengths)
-    at = {share: ordered[min(len(ordered) - 1, int(share * len(ordered)))] for share in (0.5, 0.9, 0.99)}
-    return LengthSummary(p50=at[0.5], p90=at[0.9], p99=at[0.99], max=ordered[-1])
-
-
-def _truncate(row: Rendered, limit: int, side: str) -> Rendered:
-    excess = len(row.input_ids) - limit
-    if excess <= 0:
-        return row
-    if side == "truncate_left":
-        return replace(
-            row,
-            input_ids=row.input_ids[excess:],
-            labels=row.labels[excess:],
-            prompt_length_tokens=max(0, row.prompt_length_tokens - excess),
-            answer_end=row.answer_end - excess,
+    total = max(1, int(learned.sum()))
+    median, longest = (int(np.median(lengths)), int(lengths.max())) if len(lengths) else (0, 0)
+    shown = [number for number, limit in enumerate(LIMITS_TOKENS) if median <= limit < 2 * longest]
+    return tuple(
+        LengthLimit(
+            limit_tokens=LIMITS_TOKENS[number],
+            rows_over=int((lengths > LIMITS_TOKENS[number]).sum()),
+            learned_share_lost_by_drop=float(learned[lengths > LIMITS_TOKENS[number]].sum() / total),
+            learned_share_lost_by_truncate_right=float(lost[number] / total),
         )
-    return replace(
-        row, input_ids=row.input_ids[:limit], labels=row.labels[:limit], answer_end=min(row.answer_end, limit)
+        for number in shown
     )
 
 
-def _too_long(rows: Sequence[Rendered], over: Sequence[Rendered], limit: int) -> list[Problem]:
-    longest = sorted(over, key=lambda row: -len(row.input_ids))
-    problems = [
-        Problem(f"{len(row.input_ids):,} tokens, the limit is {limit:,}", row.row_id) for row in longest[:SHOWN_ROWS]
-    ]
-    if len(over) > SHOWN_ROWS:
-        problems.append(Problem(f"and {len(over) - SHOWN_ROWS:,} more rows over the limit"))
-    learned = sum(row.learned_tokens for row in rows)
-    lost = sum(sum(label != IGNORED_LABEL for label in row.labels[limit:]) for row in over)
-    whole = sum(row.learned_tokens for row in over)
-    summary = summarise([len(row.input_ids) for row in rows])
-    fix = (
-        f"lengths are p50 {summary.p50:,}, p90 {summary.p90:,}, p99 {summary.p99:,}, max {summary.max:,}: raise "
-        f"data.max_length_tokens, or set data.over_length to drop (loses {whole / learned:.1%} of the learned tokens) "
-        f"or truncate_right (loses {lost / learned:.1%})"
+def summarise(lengths: NDArray[np.int32] | Sequence[int]) -> LengthSummary:
+    """Compute the percentiles of lengths in tokens (nearest rank)."""
+    ordered = np.sort(np.asarray(lengths, dtype=np.int64))
+    at = {share: int(ordered[min(len(ordered) - 1, int(share * len(ordered)))]) for share in (0.5, 0.9, 0.95, 0.99)}
+    return LengthSummary(p50=at[0.5], p90=at[0.9], p95=at[0.95], p99=at[0.99], max=int(ordered[-1]))
+
+
+def histogram(lengths: NDArray[np.int32]) -> tuple[LengthBin, ...]:
+    """Count rows in bins of equal width, whole tokens wide."""
+    longest = int(lengths.max())
+    width = -(-longest // HISTOGRAM_BINS)
+    counts = np.bincount((lengths - 1) // width, minlength=-(-longest // width))
+    return tuple(
+        LengthBin(from_tokens=number * width + 1, to_tokens=(number + 1) * width, rows=int(rows))
+        for number, rows in enumerate(counts)
     )
-    return [*problems, Problem(f"{len(over):,} of {len(rows):,} rows are too long", "data.max_length_tokens", fix)]
+
+
+def _truncate(tokens: Tokens, limit: int, policy: str) -> Tokens:
+    excess = len(tokens.ids) - limit
+    start = max(0, excess) if policy == "truncate_left" else 0
+    return _window(tokens, start, start + limit)
+
+
+def _part(row: Rendered, start: int, end: int) -> Rendered:
+    """Keep the tokens from `start` up to `end`."""
+    turns = tuple(Turn(turn.role, _inside(turn.span, start, end)) for turn in row.turns)
+    return replace(row, tokens=_window(row.tokens, start, end), turns=turns)
+
+
+def _split(row: Rendered, limit: int) -> Iterator[Rendered]:
+    """Cut a row into windows; those without a learned token are left out."""
+    for number, start in enumerate(range(0, len(row.tokens.ids), limit), start=1):
+        part = _part(row, start, start + limit)
+        if part.tokens.learned:
+            yield replace(part, row_id=f"{row.row_id}:{number}")
+
+
+def _window(tokens: Tokens, start: int, end: int) -> Tokens:
+    answer = _inside(Span(tokens.answer_start, tokens.answer_end), start, end)
+    return Tokens(tokens.ids[start:end], tokens.labels[start:end], answer.start, answer.end)
+
+
+def _inside(span: Span, start: int, end: int) -> Span:
+    return Span(min(max(span.start, start), end) - start, min(max(span.end, start), end) - start)

@@ -1,131 +1,159 @@
-"""Conversations to token ids and loss masks, for any chat template.
+"""Examples to token ids and loss masks, for any chat template.
 
-Which tokens are learned is found by rendering message prefixes and comparing ids: the tokens that an assistant turn
-adds to the prompt before it are learned, up to the stop token that ends it. No template needs a `generation` marker,
-and a template that rewrites earlier turns as the conversation grows is refused rather than masked wrongly.
+Which characters are learned is found by rendering message prefixes and comparing texts: an assistant turn is what it
+adds to the prompt before it. No template needs a `generation` marker. Where a template rewrites earlier turns as a
+conversation grows (Qwen3 drops their thoughts), the conversation becomes one row per answer, each as it is when the
+model is asked for that answer; a template that changes the very prompt it answers is refused, with the place.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
 
-from tuneline.contracts.errors import UserError
-from tuneline.contracts.records import IGNORED_LABEL, Conversation, Message
-from tuneline.contracts.spec import ModelSpec
-from tuneline.data.formats import BadRow, map_rows
+import numpy as np
+from numpy.typing import NDArray
+
+from tuneline.contracts.records import IGNORED_LABEL, Example
+from tuneline.data.masks import Span, Turn, after_stop, find_turns, in_tokens, mask_spans
+from tuneline.data.rows import UnusableRow
+from tuneline.data.tokenizer import ChatTokenizer
+from tuneline.data.views import EVERYTHING
+from tuneline.data.writing import Outcome, Written, write_out
+
+TEXT_ROLE = "text"
+"""Whose words plain text is."""
 
 
-@dataclass(frozen=True)
-class Rendered:
-    """A conversation in tokens; the last answer is `input_ids[prompt_length_tokens:answer_end]`."""
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """Token ids with labels of the same length; the last learned run is `ids[answer_start:answer_end]`."""
 
-    row_id: str
-    messages: tuple[Message, ...]
-    input_ids: list[int]
-    labels: list[int]
-    prompt_length_tokens: int
+    ids: NDArray[np.int32]
+    labels: NDArray[np.int32]
+    answer_start: int
     answer_end: int
 
     @property
-    def prompt_ids(self) -> list[int]:
-        """Ids of all that comes before the last answer."""
-        return self.input_ids[: self.prompt_length_tokens]
-
-    @property
-    def answer_ids(self) -> list[int]:
-        """Ids of the last answer with its stop token."""
-        return self.input_ids[self.prompt_length_tokens : self.answer_end]
-
-    @property
-    def learned_tokens(self) -> int:
+    def learned(self) -> int:
         """Number of tokens that carry a label."""
-        return sum(label != IGNORED_LABEL for label in self.labels)
+        return int(np.count_nonzero(self.labels != IGNORED_LABEL))
 
 
-class ChatRenderer:
-    """A tokenizer with its template and the ids that end an answer."""
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """A row ready for training, and what the receipt wants to know of it."""
 
-    def __init__(self, base: Path, spec: ModelSpec) -> None:
-        """Load the tokenizer of a base model's folder and, if the config names one, another template."""
-        from transformers import AutoTokenizer, GenerationConfig
+    row_id: str
+    example: Example
+    tokens: Tokens
+    rejected: Tokens | None = None
+    turns: tuple[Turn, ...] = ()
+    """Whose words the tokens are."""
+    merged_borders: int = 0
+    altered: bool = False
+    """Some of the example's words are not in the text as they were written."""
+    unrolled: bool = False
 
-        self.tokenizer: Any = AutoTokenizer.from_pretrained(base)
-        if spec.chat_template is not None:
-            self.tokenizer.chat_template = Path(spec.chat_template).read_text(encoding="utf-8")
-        has_config = (base / "generation_config.json").is_file()
-        self.generation_config: Any = GenerationConfig.from_pretrained(base) if has_config else GenerationConfig()
-        self.stop_token_ids = self._stop_token_ids()
-        self.generation_config.eos_token_id = list(self.stop_token_ids)
 
-    @property
-    def template(self) -> str:
-        """Text of the chat template."""
-        return str(self.tokenizer.chat_template)
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """An example that cannot be rendered, and why."""
 
-    def save(self, folder: Path) -> None:
-        """Write tokenizer, template and generation config: they travel with the model from here to the server."""
-        self.tokenizer.save_pretrained(folder)
-        self.generation_config.save_pretrained(folder)
+    row_id: str
+    why: str
 
-    def render(self, conversations: Sequence[Conversation]) -> list[Rendered]:
-        """Render and mask conversations.
 
-        Raises:
-            UserError: naming the rows that the template cannot render, or renders unstably.
+class Renderer:
+    """Renders examples with one tokenizer under one policy of what is learned."""
+
+    def __init__(self, tokenizer: ChatTokenizer, learn: str) -> None:
+        """Use `learn` (`data.learn`) for messages that say nothing themselves."""
+        self.tokenizer, self._learn = tokenizer, learn
+        self._stops = frozenset(tokenizer.stop_token_ids)
+
+    def render(self, examples: Sequence[Example]) -> list[Rendered | Refused]:
+        """Render examples for training, in order; an unstable conversation becomes one row per answer."""
+        outcomes = write_out(self.tokenizer, examples, self._learn)
+        encodings = iter(self.tokenizer.encode([written.text for written in _all_written(outcomes)]))
+        rows: list[Rendered | Refused] = []
+        for example, outcome in zip(examples, outcomes, strict=True):
+            if isinstance(outcome, UnusableRow):
+                rows.append(Refused(example.row_id, str(outcome)))
+            else:
+                rows += self._rows(example, [(written, next(encodings)) for written in outcome])
+        return rows
+
+    def render_items(self, examples: Sequence[Example]) -> list[Rendered | Refused]:
+        """Render examples for evaluation, one row each: the last answer is asked for.
+
+        Prompt and answer are tokenised apart, as they are when a server reads the one and writes the other.
         """
-        texts: list[str] = []
-        for prefixes in map_rows(conversations, self._prefix_texts, lambda conversation: conversation.row_id):
-            texts += prefixes
-        ids = iter(self.tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else [])
-        return map_rows(
-            conversations,
-            lambda conversation: self._mask(conversation, [next(ids) for _ in self._cuts(conversation)]),
-            lambda conversation: conversation.row_id,
-        )
+        outcomes = write_out(self.tokenizer, examples, "last_assistant")
+        encodings = iter(self.tokenizer.encode([half for one in _all_written(outcomes) for half in _halves(one)]))
+        rows: list[Rendered | Refused] = []
+        for example, outcome in zip(examples, outcomes, strict=True):
+            if isinstance(outcome, UnusableRow):
+                rows.append(Refused(example.row_id, str(outcome)))
+            else:
+                halves = [(next(encodings), next(encodings)) for _ in outcome]
+                tokens = [self._of_halves(example, prompt, answer) for prompt, answer in halves]
+                altered = any(find_turns(one.text, one.view.messages) is None for one in outcome)
+                rows.append(Rendered(example.row_id, example, tokens[0], _second(tokens), altered=altered))
+        return rows
 
-    def _stop_token_ids(self) -> tuple[int, ...]:
-        known = self.generation_config.eos_token_id
-        ids = set(known) if isinstance(known, list) else {known}
-        ids.add(self.tokenizer.eos_token_id)
-        ids.discard(None)
-        if not ids:
-            fix = "set eos_token in tokenizer_config.json or eos_token_id in generation_config.json"
-            raise UserError.of("neither tokenizer nor generation config names a stop token", "model.base", fix)
-        return tuple(sorted(ids))
+    def _rows(self, example: Example, written: list[tuple[Written, Any]]) -> list[Rendered]:
+        rows = [self._row(example, one, encoding) for one, encoding in written]
+        if example.kind == "preference":
+            better, worse = rows
+            return [replace(better, rejected=worse.tokens, altered=better.altered or worse.altered)]
+        if len(rows) == 1:
+            return rows
+        return [replace(row, row_id=f"{row.row_id}/{n}", unrolled=True) for n, row in enumerate(rows, start=1)]
 
-    @staticmethod
-    def _cuts(conversation: Conversation) -> list[tuple[int, bool]]:
-        """List the prefixes to render: (messages, with generation prompt) before and after each assistant turn."""
-        turns = [index for index, message in enumerate(conversation.messages) if message.role == "assistant"]
-        return [cut for index in turns for cut in ((index, True), (index + 1, False))]
+    def _row(self, example: Example, written: Written, encoding: Any) -> Rendered:
+        ids = np.array(encoding.ids, dtype=np.int32)
+        if example.text is not None:
+            tokens = self._of_text(ids)
+            return Rendered(example.row_id, example, tokens, None, (Turn(TEXT_ROLE, Span(0, len(tokens.ids))),))
+        # Where everything is learned, users' turns end with stop tokens too.
+        stops = self._stops if written.view.learned is not EVERYTHING else frozenset()
+        mask = mask_spans(ids, encoding, len(written.text), written.spans, stops)
+        last = mask.spans[-1] if mask.spans else Span(len(ids), len(ids))
+        tokens = Tokens(ids, mask.labels, last.start, last.end)
+        turns = find_turns(written.text, written.view.messages)
+        in_ids = in_tokens(turns or (), encoding, len(written.text), len(ids))
+        return Rendered(example.row_id, example, tokens, None, in_ids, mask.merged_borders, turns is None)
 
-    def _prefix_texts(self, conversation: Conversation) -> list[str]:
-        from jinja2 import TemplateError
+    def _of_text(self, ids: NDArray[np.int32]) -> Tokens:
+        """Put the tokenizer's own opening before a document and its EOS after it; the opening is not learned."""
+        bos, eos = self.tokenizer.opening_token_ids, self.tokenizer.tokenizer.eos_token_id
+        whole = np.array([*bos, *ids, eos], dtype=np.int32)
+        labels = whole.copy()
+        labels[: len(bos)] = IGNORED_LABEL
+        return Tokens(whole, labels, len(bos), len(whole))
 
-        messages = [message.model_dump() for message in conversation.messages]
-        try:
-            return [
-                self.tokenizer.apply_chat_template(messages[:end], tokenize=False, add_generation_prompt=prompt)
-                for end, prompt in self._cuts(conversation)
-            ]
-        except TemplateError as error:
-            raise BadRow(f"the chat template refuses it: {error}") from None
+    def _of_halves(self, example: Example, prompt: Any, answer: Any) -> Tokens:
+        if example.text is not None:
+            tokens = self._of_text(np.array(answer.ids, dtype=np.int32))
+            start = max(1, tokens.answer_start)  # the first token cannot be foretold from nothing
+            labels = np.where(np.arange(len(tokens.ids)) < start, IGNORED_LABEL, tokens.labels)
+            return Tokens(tokens.ids, labels.astype(np.int32), start, tokens.answer_end)
+        ids = np.array([*prompt.ids, *answer.ids], dtype=np.int32)
+        start = len(prompt.ids)
+        end = after_stop(ids, start, len(ids), self._stops)
+        labels = np.full(len(ids), IGNORED_LABEL, dtype=np.int32)
+        labels[start:end] = ids[start:end]
+        return Tokens(ids, labels, start, end)
 
-    def _mask(self, conversation: Conversation, prefixes: list[list[int]]) -> Rendered:
-        whole = prefixes[-1]
-        labels = [IGNORED_LABEL] * len(whole)
-        start = end = 0
-        for before, after in zip(prefixes[::2], prefixes[1::2], strict=True):
-            if after[: len(before)] != before or whole[: len(after)] != after:
-                raise BadRow("the chat template rewrites earlier turns, so what it teaches cannot be told from ids")
-            start, end = len(before), self._answer_end(after, len(before))
-            labels[start:end] = whole[start:end]
-        return Rendered(conversation.row_id, conversation.messages, whole, labels, start, end)
 
-    def _answer_end(self, ids: list[int], start: int) -> int:
-        """Index after the last stop token of an answer; what a template puts behind it is never generated."""
-        for index in range(len(ids) - 1, start - 1, -1):
-            if ids[index] in self.stop_token_ids:
-                return index + 1
-        return len(ids)
+def _all_written(outcomes: Sequence[Outcome]) -> list[Written]:
+    return [written for outcome in outcomes if not isinstance(outcome, UnusableRow) for written in outcome]
+
+
+def _halves(written: Written) -> tuple[str, str]:
+    start = written.spans[-1].start
+    return written.text[:start], written.text[start:]
+
+
+def _second(tokens: Sequence[Tokens]) -> Tokens | None:
+    return tokens[1] if len(tokens) > 1 else None

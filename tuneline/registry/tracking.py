@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 from pydantic import BaseModel
 
 from tuneline.contracts.errors import ServiceUnavailable, UserError
+from tuneline.contracts.section import flat_values
 from tuneline.registry.connection import Registry
 from tuneline.registry.metrics import MetricWriter
 
@@ -135,11 +136,7 @@ def start_run(
 
 def flat_parameters(spec: BaseModel) -> dict[str, str]:
     """Write a config as MLflow parameters: `section.key` and the value as text."""
-    flat = {}
-    for key, value in spec.model_dump(mode="json").items():
-        entries = {f"{key}.{inner}": item for inner, item in value.items()} if isinstance(value, dict) else {key: value}
-        flat.update({name: str(item) for name, item in entries.items()})
-    return flat
+    return {name: str(value) for name, value in flat_values(spec)}
 
 
 def _experiment(client: "MlflowClient", registry: Registry, name: str) -> str:

@@ -54,9 +54,11 @@ class ServerClient:
         _raise_for_error(response)
         return [ServedModel(entry["id"], entry["max_model_len"]) for entry in response.json()["data"]]
 
-    def chat_token_ids(self, model: str, messages: Sequence[Message]) -> list[int]:
+    def chat_token_ids(self, model: str, messages: Sequence[Message], tools: str | None = None) -> list[int]:
         """Render a conversation as the server does for an answer, and return its token ids."""
-        reply = self._ask("/tokenize", {"model": model, "messages": _plain(messages), "add_generation_prompt": True})
+        reply = self._ask(
+            "/tokenize", {"model": model, **_conversation(messages, tools), "add_generation_prompt": True}
+        )
         return list(reply["tokens"])
 
     def answer_logprobs(self, model: str, prompt_ids: Sequence[int], answer_ids: Sequence[int]) -> list[float]:
@@ -71,9 +73,11 @@ class ServerClient:
         scored = self._ask("/v1/completions", question)["choices"][0]["prompt_logprobs"][len(prompt_ids) :]
         return [entry[str(token)]["logprob"] for entry, token in zip(scored, answer_ids, strict=True)]
 
-    def chat(self, model: str, messages: Sequence[Message], max_tokens: int) -> Answer:
-        """Answer a conversation greedily."""
-        question = {"model": model, "messages": _plain(messages), "max_tokens": max_tokens, "temperature": 0}
+    def chat(self, model: str, messages: Sequence[Message], max_tokens: int, tools: str | None = None) -> Answer:
+        """Answer a conversation greedily; tools are told of, and calls of them stay text."""
+        question = {"model": model, **_conversation(messages, tools), "max_tokens": max_tokens, "temperature": 0}
+        if tools is not None:
+            question["tool_choice"] = "none"
         reply = self._ask("/v1/chat/completions", question)
         choice = reply["choices"][0]
         return Answer(choice["message"]["content"] or "", choice["finish_reason"], reply["system_fingerprint"])
@@ -129,5 +133,6 @@ def _raise_for_error(response: httpx.Response) -> None:
         raise httpx.HTTPStatusError(words, request=response.request, response=response)
 
 
-def _plain(messages: Sequence[Message]) -> list[dict[str, str]]:
-    return [{"role": message.role, "content": message.content} for message in messages]
+def _conversation(messages: Sequence[Message], tools: str | None) -> dict[str, Any]:
+    chat = {"messages": [message.as_chat(arguments_as_text=True) for message in messages]}
+    return chat if tools is None else {**chat, "tools": json.loads(tools)}

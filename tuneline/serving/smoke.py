@@ -114,7 +114,7 @@ def wait_for_answer(
         if status is not None:
             raise NoAnswer(f"the server ended with status {status} after {waited:.0f} s")
         try:
-            client.chat(client.models()[0].name, probe.messages, max_tokens=1)
+            client.chat(client.models()[0].name, probe.messages, max_tokens=1, tools=probe.tools)
             return
         except httpx.TransportError:  # not listening yet
             progress(int(waited), int(timeout_seconds), "waiting for the server's first answer")
@@ -153,14 +153,18 @@ def name_rung(client: ServerClient, model_name: str) -> Rung:
 
 def weights_rung(client: ServerClient, model: ServedModel, probe: Probe, weights_sha256: str) -> Rung:
     """Answers carry the fingerprint of the merged weights."""
-    found = client.chat(model.name, probe.messages, max_tokens=1).fingerprint
+    found = client.chat(model.name, probe.messages, max_tokens=1, tools=probe.tools).fingerprint
     expected = response_fingerprint(weights_sha256)
     return Rung(name="weights", passed=found == expected, figure=found, detail=f"expected {expected}")
 
 
 def template_rung(client: ServerClient, model: ServedModel, probes: Sequence[Probe]) -> Rung:
     """The server renders conversations to the very token ids that training did."""
-    different = [probe.id for probe in probes if client.chat_token_ids(model.name, probe.messages) != probe.prompt_ids]
+    different = [
+        probe.id
+        for probe in probes
+        if client.chat_token_ids(model.name, probe.messages, probe.tools) != probe.prompt_ids
+    ]
     return Rung(
         name="template",
         passed=not different,
@@ -199,7 +203,7 @@ def stops_rung(
         room = min(
             max_new_tokens, model.max_model_len - len(probe.prompt_ids)
         )  # the server refuses a request beyond its context
-        return client.chat(model.name, probe.messages, room).finish_reason != "stop"
+        return client.chat(model.name, probe.messages, room, probe.tools).finish_reason != "stop"
 
     running_on = [probe.id for probe in evaluated if runs_on(probe)]
     stopped = len(evaluated) - len(running_on)

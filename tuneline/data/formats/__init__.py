@@ -1,0 +1,1 @@
+"""Rows of any known format to `Example`; a row that is none is an `UnusableRow` that says why."""

@@ -1,0 +1,157 @@
+"""Training rows that stand in an evaluation set too: by the same prompt, a run of 13 words, or likeness as a whole."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tuneline.contracts.receipt import LeakLine
+from tuneline.contracts.records import Example
+from tuneline.data.cleaning.near_duplicates import first_match, signatures
+from tuneline.data.cleaning.ngrams import NGRAM_WORDS, NgramIndex
+from tuneline.data.cleaning.texts import text_of
+from tuneline.data.ledger import Loss, Tally
+from tuneline.data.splitting import Keys
+from tuneline.data.stage import Stage
+from tuneline.data.table import RowTable
+
+SAME_PROMPT = "same prompt"
+SAME_RUN = f"{NGRAM_WORDS} words in a row"
+ALIKE = "near-duplicate"
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Some rows of a table."""
+
+    data_set: str
+    table: RowTable
+    rows: NDArray[np.int64]
+
+    @property
+    def prompt_keys(self) -> Keys:
+        """Keys of their prompts."""
+        return self.table.columns.prompt_keys[self.rows]
+
+
+@dataclass(frozen=True)
+class Leaks:
+    """For each row of a training selection, the number of the evaluation row that it repeats; -1 for none."""
+
+    exact: NDArray[np.int64]
+    ngram: NDArray[np.int64]
+    similar: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Leaking:
+    """The rows of a training selection that repeat an evaluation row: which, and by name and way."""
+
+    flags: NDArray[np.bool_]
+    losses: list[Loss]
+
+
+@dataclass(frozen=True)
+class Hits:
+    """What a chunk's rows repeat."""
+
+    ngram: NDArray[np.int64]
+    similar: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Where a worker finds what it compares with."""
+
+    ngrams: Path
+    signatures: Path
+    similarity: float
+
+
+def report_leaks(stage: Stage, training: Sequence[Selection], evaluation: Selection) -> tuple[LeakLine, list[Leaking]]:
+    """Compare training rows with an evaluation set.
+
+    Returns:
+        The receipt's line, and what leaks of each selection.
+    """
+    reference, left_out = _write_reference(stage, evaluation)
+    touched = np.zeros(len(evaluation.rows), dtype=np.bool_)
+    tally = Tally()
+    leaking: list[Leaking] = []
+    for selection in training:
+        leaks = _find(stage, selection, reference, evaluation)
+        columns = (leaks.exact, leaks.ngram, leaks.similar)
+        found = Leaking(np.any([column >= 0 for column in columns], axis=0), _name(selection, leaks, evaluation))
+        tally.add(found.losses)
+        leaking.append(found)
+        for column in columns:
+            touched[column[column >= 0]] = True
+    line = LeakLine(
+        data_set=evaluation.data_set,
+        exact_prompts=tally.reason(SAME_PROMPT),
+        ngrams=tally.reason(SAME_RUN),
+        similar=tally.reason(ALIKE),
+        items_touched=int(touched.sum()),
+        ngrams_left_out=left_out,
+    )
+    return line, leaking
+
+
+def _find(stage: Stage, train: Selection, reference: Reference, evaluation: Selection) -> Leaks:
+    ngram, similar = [np.empty(0, dtype=np.int64)], [np.empty(0, dtype=np.int64)]
+    done = 0
+    for hits in stage.workers.map(partial(_compare, reference), train.table.chunks(train.rows)):
+        ngram.append(hits.ngram)
+        similar.append(hits.similar)
+        done += len(hits.ngram)
+        stage.progress(done, len(train.rows), f"compare {train.data_set} with {evaluation.data_set}")
+    exact = _same_key(train.prompt_keys, evaluation.prompt_keys)
+    return Leaks(exact, np.concatenate(ngram), np.concatenate(similar))
+
+
+def _compare(reference: Reference, examples: Sequence[str]) -> "Hits":
+    texts = [text_of(Example.model_validate_json(text)) for text in examples]
+    index, others = _load(reference)
+    return Hits(index.first_hit(texts), first_match(signatures(texts), others, reference.similarity))
+
+
+@lru_cache(maxsize=2)
+def _load(reference: Reference) -> tuple[NgramIndex, NDArray[np.uint32]]:
+    return NgramIndex.load(reference.ngrams), np.load(reference.signatures, mmap_mode="r")
+
+
+def _write_reference(stage: Stage, evaluation: Selection) -> tuple[Reference, int]:
+    texts = [
+        [text_of(Example.model_validate_json(text)) for text in chunk]
+        for chunk in evaluation.table.chunks(evaluation.rows)
+    ]
+    reference = Reference(
+        ngrams=stage.folder / f"{evaluation.data_set}.ngrams",
+        signatures=stage.folder / f"{evaluation.data_set}.minhash.npy",
+        similarity=stage.spec.cleaning.similarity,
+    )
+    index = NgramIndex.build(texts)
+    index.save(reference.ngrams)
+    np.save(reference.signatures, np.concatenate([signatures(chunk) for chunk in texts]))
+    return reference, index.left_out
+
+
+def _same_key(keys: Keys, others: Keys) -> NDArray[np.int64]:
+    """For each key, the number of the first equal one among the others; -1 when there is none."""
+    unique, first = np.unique(others, return_index=True)
+    place = np.minimum(np.searchsorted(unique, keys), len(unique) - 1)
+    return np.where(unique[place] == keys, first[place], -1)
+
+
+def _name(selection: Selection, leaks: Leaks, evaluation: Selection) -> list[Loss]:
+    """Name each leaking row and what it repeats, under every way in which it does."""
+    losses: list[Loss] = []
+    for reason, column in ((SAME_PROMPT, leaks.exact), (SAME_RUN, leaks.ngram), (ALIKE, leaks.similar)):
+        places = np.flatnonzero(column >= 0)
+        names = selection.table.names(selection.rows[places])
+        others = evaluation.table.names(evaluation.rows[column[places]])
+        losses += [Loss(name, reason, f"repeats {other}") for name, other in zip(names, others, strict=True)]
+    return losses
