@@ -10,7 +10,7 @@ from tuneline.contracts.artifacts import LengthSummary
 from tuneline.contracts.receipt import LengthBin
 
 WIDTH, HEIGHT = 760, 240
-LEFT, RIGHT, TOP, BOTTOM = 52.0, WIDTH - 14.0, 34.0, HEIGHT - 26.0
+LEFT, RIGHT, TOP, BOTTOM = 52.0, WIDTH - 24.0, 34.0, HEIGHT - 26.0
 CLOSEST_LABELS = 56.0
 """Pixels between two labels of the x axis, and between two percentiles' names: six digits fit."""
 

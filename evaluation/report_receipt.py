@@ -14,7 +14,6 @@ from tuneline.contracts.receipt import (
     PackingLine,
     Reason,
     Receipt,
-    RowCounts,
     StepLine,
 )
 
@@ -126,7 +125,7 @@ def receipt_view(receipt: Receipt, spec: DataSpec) -> ReceiptView:
         funnels=funnels(receipt.steps),
         checks=check_lines(receipt, spec.limits),
         roles=role_lines(receipt.tokens),
-        leaks=leak_figures(receipt.leaks, receipt.rows),
+        leaks=leak_figures(receipt),
         leak_fate=leak_fate(receipt.leaks, spec),
         limits=limit_lines(receipt, spec),
         packing=packing_shares(receipt.packing),
@@ -152,10 +151,15 @@ def _funnel_steps(lines: Sequence[StepLine]) -> tuple[FunnelStep, ...]:
     )
 
 
-def leak_figures(leaks: Sequence[LeakLine], rows: RowCounts) -> tuple[LeakFigure, ...]:
+def leak_figures(receipt: Receipt) -> tuple[LeakFigure, ...]:
     """Set each evaluation set's leaks beside its size."""
-    sizes = {"held_out": rows.held_out, "retention": rows.retention}
-    return tuple(_leak_figure(line, sizes.get(line.data_set, 0)) for line in leaks)
+    return tuple(_leak_figure(line, _compared_items(receipt, line.data_set)) for line in receipt.leaks)
+
+
+def _compared_items(receipt: Receipt, data_set: str) -> int:
+    """Items that leaks were looked for in: all that come to rendering, of which the length may still cost some."""
+    lines = [line for line in receipt.steps if line.data_set == data_set]
+    return next((line.rows_in for line in lines if not line.tokens_estimated), 0)
 
 
 def _leak_figure(line: LeakLine, items: int) -> LeakFigure:

@@ -4,7 +4,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import torch
-from datasets import load_from_disk
+from datasets import Dataset
 from serving_images import merged_model
 from tiny_model import put_record
 from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedModel
@@ -16,7 +16,7 @@ from tuneline.contracts.store import read_record
 
 def read_items_of(folder: Path) -> list[PreparedItem]:
     """Read a prepared suite."""
-    return [PreparedItem.model_validate(row) for row in load_from_disk(str(folder))]
+    return [PreparedItem.model_validate(row) for row in Dataset.from_file(str(folder))]
 
 
 def make_merged(folder: Path, base: Path, prepared: Path) -> Path:

@@ -40,12 +40,14 @@ def spec_of(base: str = "Qwen/Qwen3-8B", **sections: Mapping[str, Any]) -> RunSp
 def data_of(rows: int = 10_000, mean: int = 300, longest: int = 2048, learned_share: float = 0.5) -> PreparedData:
     """Describe prepared data of `rows` rows."""
     return PreparedData(
+        kind="conversation",
         train_rows=rows,
         held_out_rows=100,
         retention_rows=0,
         train_tokens=rows * mean,
         learned_tokens=int(rows * mean * learned_share),
-        lengths=LengthSummary(p50=mean, p90=(mean + longest) // 2, p99=longest, max=longest),
+        packs=0,
+        lengths=LengthSummary(p50=mean, p90=(mean + longest) // 2, p95=longest, p99=longest, max=longest),
         stop_token_ids=(1,),
         template_sha256="",
         receipt_sha256="",

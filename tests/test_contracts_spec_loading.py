@@ -84,9 +84,9 @@ def test_a_missing_file_names_the_folder_it_was_looked_for_in(tmp_path: Path, mo
     assert problems(Path("absent.yaml")) == [f"absent.yaml: no such file\n    looked from {tmp_path}"]
 
 
-def test_there_are_at_most_eighty_settings_and_each_is_documented() -> None:
+def test_there_are_at_most_a_hundred_settings_and_each_is_documented() -> None:
     keys = all_keys()
-    assert len(keys) <= 80
+    assert len(keys) <= 100
     definitions = RunSpec.model_json_schema()["$defs"]
     undocumented = [
         f"{section}.{name}"

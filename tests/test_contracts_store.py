@@ -9,7 +9,7 @@ import pytest
 from tuneline.contracts.artifacts import LengthSummary
 from tuneline.contracts.store import ArtifactStore, read_record, write_whole
 
-RECORD = LengthSummary(p50=1, p90=2, p99=3, max=4)
+RECORD = LengthSummary(p50=1, p90=2, p95=3, p99=3, max=4)
 
 
 def make(store: ArtifactStore, text: str = "weights") -> Path:

@@ -2,33 +2,37 @@ import json
 import re
 from dataclasses import replace
 from datetime import UTC, datetime
+from html import unescape
 from html.parser import HTMLParser
 
 import datasets
 import pytest
+from receipt_cases import RECEIPT
 
 from evaluation.gate import decide
 from evaluation.items import ItemResult, write_items
 from evaluation.report import ReportInputs, read_inputs, render_report
 from evaluation.report_samples import choose_samples
+from tuneline.contracts import receipt
 from tuneline.contracts.artifacts import (
     Adapter,
     Certificate,
     DerivedValue,
     Estimate,
     EvalReport,
-    LengthSummary,
     MergedModel,
     ModuleCoverage,
     Outcome,
     Plan,
     PreparedData,
+    Record,
     Rung,
     ServingImage,
     SmokeReport,
     SuiteScore,
     Verdict,
 )
+from tuneline.contracts.receipt import Receipt
 from tuneline.contracts.run_record import RunRecord, StageLine
 from tuneline.contracts.spec import DataSpec, ModelSpec, RunSpec
 from tuneline.contracts.store import ArtifactStore
@@ -36,6 +40,8 @@ from tuneline.contracts.store import ArtifactStore
 GIB = 2**30
 SPEC = RunSpec(name="intents", model=ModelSpec(base="some/base"), data=DataSpec(train="rows.csv"))
 HOSTILE = "<script>alert('x')</script>"
+RECORDS = [kind for kind in vars(receipt).values() if isinstance(kind, type) and issubclass(kind, Record)]
+FIELDS = {name for record in RECORDS for name in record.model_fields}
 VOID = {"meta", "br", "line", "polygon", "polyline", "circle"}
 
 
@@ -142,31 +148,18 @@ ADAPTER = Adapter(
     weights_sha256="aa11",
 )
 PREPARED = PreparedData(
-    train_rows=90,
-    held_out_rows=100,
-    retention_rows=0,
-    train_tokens=1000,
-    learned_tokens=250,
-    lengths=LengthSummary(p50=10, p90=20, p99=30, max=40),
+    kind="conversation",
+    train_rows=RECEIPT.rows.train,
+    held_out_rows=RECEIPT.rows.held_out,
+    retention_rows=RECEIPT.rows.retention,
+    train_tokens=RECEIPT.tokens.train,
+    learned_tokens=RECEIPT.tokens.learned,
+    packs=RECEIPT.packing.packs,
+    lengths=RECEIPT.lengths,
     stop_token_ids=(7,),
-    template_sha256="bb22",
+    template_sha256=RECEIPT.template.sha256,
     receipt_sha256="cc33",
 )
-RECEIPT = {
-    "sources": [{"name": "data.train", "path": "rows.csv", "sha256": "dd44", "rows_read": 1200}],
-    "steps": [
-        {"step": "clean", "rows_in": 1200, "rows_out": 1163, "dropped": {"empty answer": 37}, "examples": ["r:9"]}
-    ],
-    "rows": {"train": 90, "held_out": 100, "retention": 0},
-    "tokens": {"train": 1000, "learned": 250},
-    "lengths": {"p50": 10, "p90": 20, "p99": 30, "max": 40},
-    "checks": {"ends_with_stop_share": 0.995, "learned_share": 0.25},
-    "samples": [
-        {"row_id": "r:1", "pieces": [{"text": "Q: hi ", "learned": False}, {"text": "A: yo", "learned": True}]}
-    ],
-    "template": {"sha256": "bb22", "text": "{{ messages }}"},
-    "seed": 17,
-}
 CERTIFICATE = Certificate(
     base="dequantised",
     samples=64,
@@ -252,10 +245,9 @@ def test_page_holds_the_figures_of_every_stage(inputs):
         "Forgetting was not checked",
         "89 fixed, 8 still wrong, 0 broken, 3 right in both",
         "prepare made this",
-        "1,163",
-        "37 empty answer",
-        "99.5 % of the rows end with a learned stop token",
-        "250 are learned (25.0 %)",
+        "12,645 rows to train on, 998 held out, 400 for retention",
+        "99.9 % of the rows end with a learned stop token",
+        "513,450 are learned (21.0 %)",
         "on CPU packing loses",
         "resumed at step 20",
         "at most 1.0e-02",
@@ -287,8 +279,88 @@ def test_limit_that_a_certificate_misses_is_shown_as_broken(inputs):
     assert kinds["Change of the loss"].endswith("0.20 % at most 0.50 % held")
 
 
-def test_mask_lens_marks_what_is_learned_and_nothing_else(inputs):
-    assert '<pre class="lens">Q: hi <mark>A: yo</mark></pre>' in render_report(inputs)
+def data_section(inputs):
+    return re.search(r'<section id="data">.*?</section>', render_report(inputs), re.S)[0]
+
+
+def words(html):
+    return " ".join(unescape(re.sub(r"<[^>]+>", " ", html)).split())
+
+
+def table_rows(html, holding):
+    tables = re.findall(r"<table>(.*?)</table>", html, re.S)
+    table = next(table for table in tables if holding in table)
+    return [words(row) for row in re.findall(r"<tr[^>]*>(.*?)</tr>", table, re.S)]
+
+
+def test_funnel_draws_every_step_in_proportion_to_the_most_its_data_set_had(inputs):
+    drawn = data_section(inputs).split('<div class="step">')[1:]
+    for line, html in zip(RECEIPT.steps, drawn, strict=True):
+        mine = [one for one in RECEIPT.steps if one.data_set == line.data_set]
+        most_rows, most_tokens = max(one.rows_in for one in mine), max(one.tokens_out for one in mine)
+        widths = [float(width) for width in re.findall(r"width:([\d.]+)%", html)[:4]]
+        shares = (line.rows_in / most_rows, line.rows_out / most_rows, 0, line.tokens_out / most_tokens)
+        assert widths == [pytest.approx(100 * share, abs=0.006) for share in shares]
+        about = "~" if line.tokens_estimated else ""
+        assert f"{line.step} {line.rows_out:,} rows {about}{line.tokens_out:,} tokens" in words(html)
+
+
+def test_every_reason_folds_out_to_its_row_ids(inputs):
+    folds = re.findall(r'<details class="fate"><summary>(.*?)</summary>(.*?)</details>', data_section(inputs), re.S)
+    shown = {words(head): [words(item) for item in re.findall(r"<li>(.*?)</li>", body)] for head, body in folds}
+    for sign, after, reason in (
+        *(("-", "", one) for line in RECEIPT.steps for one in line.dropped),
+        *(("", " (kept)", one) for line in RECEIPT.steps for one in line.noted),
+    ):
+        more = reason.rows - len(reason.examples)
+        ids = [*reason.examples, *([f"and {more:,} more"] if more else [])]
+        assert shown[f"{sign}{reason.rows:,} {reason.reason}{after}"] == ids
+    assert shown["41 rows: 13 words in a row in held out"][-1] == "and 21 more"
+
+
+def test_checks_leaks_limits_roles_and_packing_stand_in_tables_with_a_mark_for_good_and_bad(inputs):
+    html = data_section(inputs)
+    checks = table_rows(html, "prefix-stable")
+    assert checks[0] == "Rows that end with a learned stop token at least 99.00 % 99.87 % \u2713 good"
+    assert checks[1] == "Rows with two BOS tokens none allowed 0 \u2713 good"
+    assert checks[4] == "Rows that the template alters at most 1.00 % 4 (0.03 %) ! look"
+    two_bos = RECEIPT.model_copy(update={"checks": RECEIPT.checks.model_copy(update={"two_bos_rows": 3})})
+    assert table_rows(data_section(replace(inputs, receipt=two_bos)), "prefix")[1].endswith("3 \u2717 bad")
+    assert table_rows(html, "13 words in a row")[1] == "held out ! look 0 41 17 22 of 1,000 (2.2 %)"
+    assert table_rows(html, "Rows over it")[1:] == [
+        f"{limit.limit_tokens:,} tokens {limit.rows_over:,} {100 * limit.learned_share_lost_by_drop:.2f} % "
+        f"{100 * limit.learned_share_lost_by_truncate_right:.2f} %{' in use' if limit.limit_tokens == 1024 else ''}"
+        for limit in RECEIPT.length_limits
+    ]
+    assert "assistant 513,450 of 726,100 tokens 70.7 %" in table_rows(html, "of 726,100")
+    assert [row.rsplit(" ", 2)[1] for row in table_rows(html, "padded")] == ["19.0", "98.7", "20.7"]
+
+
+def test_length_histogram_has_a_bar_as_tall_as_its_rows(inputs):
+    bars = re.findall(r'<rect .*?y="([\d.]+)".*?height="([\d.]+)"><title>(.*?)</title>', data_section(inputs))
+    tallest = max(one.rows for one in RECEIPT.length_histogram)
+    height = max(float(height) for _, height, _ in bars)
+    for one, (top, tall, label) in zip(RECEIPT.length_histogram, bars, strict=True):
+        assert label == f"{one.from_tokens:,} to {one.to_tokens:,} tokens: {one.rows:,} rows"
+        assert float(tall) == pytest.approx(height * one.rows / tallest, abs=0.11)
+        assert float(top) + float(tall) == pytest.approx(214.0, abs=0.11)
+
+
+def test_mask_lens_marks_what_is_learned_and_the_stop_token_and_nothing_else(inputs):
+    lenses = re.findall(r'<pre class="lens">(.*?)</pre>', data_section(inputs), re.S)
+    for sample, lens in zip(RECEIPT.samples, lenses, strict=True):
+        marked = unescape(re.sub(r"<[^>]+>", "", "".join(re.findall(r"<mark.*?>(.*?)</mark>", lens, re.S))))
+        assert marked.replace("\u21b5", "") == "".join(piece.text for piece in sample.pieces if piece.learned)
+        stops = re.findall(r'<mark class="stop">(.*?)</mark>', lens)
+        assert [unescape(stop) for stop in stops] == [piece.text for piece in sample.pieces if piece.stop]
+    assert lenses[0].endswith('<mark class="stop">&lt;|im_end|&gt;</mark><i class="control">\u21b5\n</i>')
+    assert "characters left out" in lenses[1] and "Line 30:" not in lenses[1]
+
+
+def test_chat_template_folds_out_with_its_hash(inputs):
+    fold = data_section(inputs).split("<summary>Chat template</summary>")[1]
+    assert f"sha256 {RECEIPT.template.sha256}" in words(fold)
+    assert unescape(re.search(r"<pre>(.*?)</pre>", fold, re.S)[1]) == RECEIPT.template.text
 
 
 def test_page_loads_nothing_and_runs_no_script(inputs):
@@ -301,19 +373,27 @@ def test_page_loads_nothing_and_runs_no_script(inputs):
     assert len(html) < 1_000_000
 
 
+def hostile_everywhere(value):
+    """Every text of a receipt, keys of mappings too, with a script after it."""
+    if isinstance(value, dict):
+        return {key if key in FIELDS else key + HOSTILE: hostile_everywhere(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [hostile_everywhere(inner) for inner in value]
+    return value + HOSTILE if isinstance(value, str) else value
+
+
 def test_text_of_users_and_models_is_escaped_wherever_it_stands(inputs):
     items = tuple(one.model_copy(update={"answer": HOSTILE, "expected": HOSTILE}) for one in inputs.items)
-    receipt = json.loads(json.dumps(RECEIPT).replace("A: yo", HOSTILE).replace("empty answer", HOSTILE))
     hostile = replace(
         inputs,
         items=items,
-        receipt=receipt,
+        receipt=Receipt.model_validate(hostile_everywhere(json.loads(RECEIPT.model_dump_json()))),
         prompts={"test.csv:3": HOSTILE},
         run=run_record(error=HOSTILE, stages=(StageLine(stage="train", status="failed", seconds=1.0, made=HOSTILE),)),
     )
     html = render_report(hostile)
     assert "<script" not in html
-    assert html.count("&lt;script&gt;") >= 8
+    assert html.count("&lt;script&gt;") >= 300
 
 
 def test_run_that_stopped_early_has_a_page_of_what_it_reached():
@@ -346,7 +426,7 @@ def test_everything_is_read_from_the_store_by_the_stage_lines(inputs, tmp_path):
         return StageLine(stage=name, status="made", seconds=1.0, made="", fingerprint="f00d", path=stored.path)
 
     def write_prepared(folder):
-        (folder / PreparedData.RECEIPT).write_text(json.dumps(RECEIPT))
+        (folder / PreparedData.RECEIPT).write_text(RECEIPT.model_dump_json())
         messages = json.dumps([{"role": "system", "content": "s"}, {"role": "user", "content": "Where is my card?"}])
         rows = datasets.Dataset.from_dict({"row_id": ["test.csv:3"], "messages": [messages], "answer": ["card"]})
         rows.save_to_disk(str(folder / PreparedData.HELD_OUT))

@@ -1,13 +1,12 @@
 """Which items are asked, and what is refused before any model is loaded."""
 
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
-from datasets import Dataset, load_from_disk
-from tiny_model import make_prepared, make_tiny_base
+from tiny_model import make_prepared, make_tiny_base, write_rows
 
 from evaluation.suites import Draw, draw_items, read_suites
 from tuneline.contracts.artifacts import PreparedData
@@ -23,12 +22,10 @@ def prepared(tmp_path: Path) -> Path:
     return make_prepared(tmp_path / "prepared", make_tiny_base(tmp_path / "base"), train_rows=4, held_out_rows=20)
 
 
-def change(folder: Path, edit: Callable[[Rows], Rows]) -> None:
+def change(file: Path, edit: Callable[[Rows], Rows]) -> None:
     """Write a suite's rows again as `edit` returns them."""
-    rows = edit(list(load_from_disk(str(folder))))
-    Dataset.from_list(rows).save_to_disk(folder.with_suffix(".new"))
-    shutil.rmtree(folder)
-    folder.with_suffix(".new").rename(folder)
+    rows = edit(pa.ipc.open_stream(file.read_bytes()).read_all().to_pylist())
+    write_rows(file, PreparedItem, rows)
 
 
 def row_ids(items: Sequence[PreparedItem]) -> list[str]:
@@ -43,12 +40,12 @@ def test_all_items_are_asked_in_their_order_unless_fewer_are_wanted(prepared: Pa
 
 
 def test_a_run_without_retention_rows_has_one_suite(prepared: Path) -> None:
-    shutil.rmtree(prepared / PreparedData.RETENTION)
+    (prepared / PreparedData.RETENTION).unlink()
     assert [suite.name for suite in read_suites(prepared, EVERYTHING, 512)] == ["target"]
 
 
 def test_a_target_suite_without_items_is_refused(prepared: Path) -> None:
-    shutil.rmtree(prepared / PreparedData.HELD_OUT)  # as prepare leaves it when no row is held out
+    (prepared / PreparedData.HELD_OUT).unlink()  # as prepare leaves it when no row is held out
     with pytest.raises(UserError, match="suite `target`: the suite has no items"):
         read_suites(prepared, EVERYTHING, 512)
 

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from datasets import load_from_disk
+from datasets import Dataset
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from tiny_model import make_job, make_plan, make_prepared, make_tiny_base
@@ -104,7 +104,7 @@ def test_progress_counts_optimizer_steps_and_the_metrics_file_holds_each_logged_
     assert [event.done for event in events] == [0, 1, 5, 10, 12]
     assert {event.planned for event in events} == {12}
     assert logged[-1]["tokens"] == adapter.train_tokens
-    rows = load_from_disk(inputs["prepared"] / PreparedData.TRAIN)
+    rows = Dataset.from_file(str(inputs["prepared"] / PreparedData.TRAIN))
     assert adapter.train_tokens == sum(len(ids) for ids in rows["input_ids"])  # 12 steps of 8 are one pass of 96
     assert all(row["tokens_per_second"] > 0 and row["grad_norm"] > 0 for row in logged)
 

@@ -4,20 +4,19 @@
 """
 
 import json
-import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import torch
-from datasets import Dataset
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from tuneline.contracts.artifacts import Estimate, LengthSummary, Plan, PreparedData, Record
 from tuneline.contracts.fingerprint import sha256_text
 from tuneline.contracts.jobs import Job
-from tuneline.contracts.records import IGNORED_LABEL
+from tuneline.contracts.records import IGNORED_LABEL, PreparedItem, PreparedRow
 from tuneline.contracts.spec import RunSpec
 from tuneline.contracts.store import RECORD, StoredRecord, write_whole
 
@@ -59,28 +58,42 @@ def make_prepared(folder: Path, base: Path, *, train_rows: int = 96, held_out_ro
     items = [_item(tokenizer, number) for number in range(train_rows + held_out_rows)]
     train, held_out = items[:train_rows], items[train_rows:]
     columns = ("row_id", "input_ids", "labels")
-    _save([{key: item[key] for key in columns} for item in train], folder / PreparedData.TRAIN)
-    _save(held_out, folder / PreparedData.HELD_OUT)
-    _save(held_out[: held_out_rows // 2], folder / PreparedData.RETENTION)
+    write_rows(folder / PreparedData.TRAIN, PreparedRow, [{key: item[key] for key in columns} for item in train])
+    write_rows(folder / PreparedData.HELD_OUT, PreparedItem, held_out)
+    write_rows(folder / PreparedData.RETENTION, PreparedItem, held_out[: held_out_rows // 2])
     tokenizer.save_pretrained(folder / PreparedData.TOKENIZER)
     stop_ids = [tokenizer.eos_token_id]
     generation = GenerationConfig(eos_token_id=stop_ids, pad_token_id=tokenizer.pad_token_id)
     generation.save_pretrained(folder / PreparedData.TOKENIZER)
     lengths = [len(item["input_ids"]) for item in train]
     record = PreparedData(
+        kind="conversation",
         train_rows=train_rows,
         held_out_rows=held_out_rows,
         retention_rows=held_out_rows // 2,
         train_tokens=sum(lengths),
         learned_tokens=sum(len(item["answer_ids"]) for item in train),
+        packs=train_rows,
         lengths=LengthSummary(
-            p50=sorted(lengths)[train_rows // 2], p90=max(lengths), p99=max(lengths), max=max(lengths)
+            p50=sorted(lengths)[train_rows // 2],
+            p90=max(lengths),
+            p95=max(lengths),
+            p99=max(lengths),
+            max=max(lengths),
         ),
         stop_token_ids=tuple(stop_ids),
         template_sha256=sha256_text(TEMPLATE),
         receipt_sha256=sha256_text(""),
     )
     return put_record(folder, "prepare", record)
+
+
+def write_rows(path: Path, kind: type[PreparedRow], rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write rows as prepare does: an Arrow stream with every column of their kind."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    table = pa.Table.from_pylist([kind.model_validate(row).model_dump() for row in rows])
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
 
 
 def make_plan(folder: Path, **changes: Any) -> Path:
@@ -169,8 +182,3 @@ def _tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token="<|pad|>", eos_token="<|end|>", chat_template=TEMPLATE
     )
-
-
-def _save(rows: list[dict[str, Any]], folder: Path) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
-    Dataset.from_list(rows).save_to_disk(folder)

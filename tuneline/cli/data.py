@@ -32,10 +32,10 @@ def data() -> None:
 )
 @json_option
 def inspect(config: str, overrides: Sequence[str], samples: int, as_json: bool) -> None:
-    """Prepare the data of CONFIG, or find it prepared, and show its receipt.
+    """Show where every row and token of CONFIG's data went.
 
-    The receipt says where every row and token went and why, how long the rows are, whether evaluation knows any of
-    them, and, for a few rows, exactly what the model is taught.
+    The data is prepared first, or found prepared. Its receipt says what was left out and why, how the masks check, how
+    long the rows are, whether evaluation knows any of them, and, for a few rows, exactly what the model is taught.
     """
     spec = load_spec(Path(config), overrides)  # a mistake is answered at once, before seconds of imports
     from flows.preparation import prepare_only

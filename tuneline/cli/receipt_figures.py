@@ -14,10 +14,10 @@ from evaluation.report_receipt import (
 from tuneline.cli.receipt_style import (
     BAR_COLUMNS,
     bar,
-    first_ids,
     gauge,
     indented,
     mark_text,
+    print_reason,
     print_section,
     safe,
     start_table,
@@ -57,7 +57,7 @@ def _print_leaks(receipt: Receipt, spec: DataSpec, out: Console) -> None:
     if not receipt.leaks:
         return
     table = start_table("", "data set", "same prompt>", "13 words>", "similar>", "items touched>")
-    figures = leak_figures(receipt.leaks, receipt.rows)
+    figures = leak_figures(receipt)
     for figure in figures:
         touched = f"{figure.line.items_touched:,} of {figure.items:,} ({per_cent(figure.touched_share, 1)})"
         counts = (f"{kind.rows:,}" for kind in figure.kinds)
@@ -68,11 +68,10 @@ def _print_leaks(receipt: Receipt, spec: DataSpec, out: Console) -> None:
     for figure in figures:
         name = words(figure.line.data_set)
         if figure.note:
-            out.print(indented(f"{name}: {figure.note}"))
+            out.print(indented(f"In {name}, {figure.note}"))
         for kind in figure.kinds:
             if kind.rows:
-                ids = f"{name}, {visible(kind.reason)}: {first_ids(kind.examples, kind.rows)}"
-                out.print(indented(ids, 6, "dim"))
+                print_reason(Text(f"{name}: {kind.rows:,} rows, {visible(kind.reason)}"), kind, out)
 
 
 def _print_lengths(receipt: Receipt, out: Console) -> None:
@@ -104,8 +103,8 @@ def _print_packing(receipt: Receipt, out: Console) -> None:
     table = start_table("", "share>", "")
     for line in packing_shares(packing):
         table.add_row(line.name, per_cent(line.share, 1), gauge(line.share, "cyan"))
-    room = f"{packing.packs:,} packs, {packing.capacity_tokens:,} tokens of room"
-    print_section(f"Packing: {room}, of which hold a token", out, table)
+    packs = f"{packing.packs:,} packs of at most {packing.capacity_tokens:,} tokens"
+    print_section(f"Packing: {packs}, of whose room hold a token", out, table)
 
 
 def _print_template(receipt: Receipt, out: Console) -> None:

@@ -7,7 +7,7 @@ from rich.text import Text
 
 from evaluation.report_lens import visible
 from evaluation.report_receipt import Funnel, FunnelStep, funnels
-from tuneline.cli.receipt_style import bar, first_ids, indented, print_section, safe, start_table, words
+from tuneline.cli.receipt_style import bar, print_reason, print_section, safe, start_table, words
 from tuneline.contracts.receipt import Reason, Receipt, SourceLine
 
 WIDE_COLUMNS = 110
@@ -73,5 +73,4 @@ def _print_reasons(title: str, sign: str, reasons: Iterator[tuple[str, Reason]],
     print_section(title, out)
     for where, reason in shown:
         head = Text.assemble(f"{where}: ", (f"{sign}{reason.rows:,} {visible(reason.reason)}", "bold"))
-        out.print(indented(head))
-        out.print(indented(first_ids(reason.examples, reason.rows), 6, "dim"))
+        print_reason(head, reason, out)

@@ -10,9 +10,12 @@ from rich.text import Text
 
 from evaluation.report_checks import Mark
 from evaluation.report_lens import visible
+from tuneline.contracts.receipt import Reason
 
 SHOWN_ROW_IDS: Final = 5
 """Row ids printed for each reason; the receipt has up to 20, `dropped.jsonl` all."""
+LONGEST_INLINE: Final = 36
+"""Characters of a row id that stands beside others; ids with notes are longer."""
 BAR_COLUMNS: Final = 24
 MARKS: Final[dict[Mark, tuple[str, str]]] = {
     "good": ("\u2713 good", "green"),
@@ -72,8 +75,15 @@ def safe(text: str) -> Text:
     return Text(visible(text))
 
 
+def print_reason(head: Text, reason: Reason, out: Console) -> None:
+    """Print a line, and under it the first rows of a reason."""
+    out.print(indented(head))
+    out.print(indented(first_ids(reason.examples, reason.rows), 6, "dim"))
+
+
 def first_ids(row_ids: Sequence[str], rows: int) -> str:
-    """Name the first of the rows, and say how many more there are."""
+    """Name the first of the rows, on lines of their own where they are long, and say how many more there are."""
     shown = [visible(row_id) for row_id in row_ids[:SHOWN_ROW_IDS]]
-    more = rows - len(shown)
-    return "; ".join(shown) + (f"; and {more:,} more" if more > 0 else "")
+    more = [f"and {rows - len(shown):,} more"] if rows > len(shown) else []
+    longest = max(map(len, shown), default=0)
+    return ("\n" if longest > LONGEST_INLINE else "; ").join([*shown, *more])

@@ -135,7 +135,7 @@ def first_of_cluster(signatures: Signatures, similarity: float) -> Rows:
     worded = np.flatnonzero(_have_words(signatures))
     for columns in bands.slices():
         keys = _band_keys(signatures, columns)[worded]
-        order = np.argsort(keys, kind="stable")
+        order = np.argsort(keys, kind="stable")  # the rows of a bucket in their own order, on every machine
         for later, earlier in _bucket_pairs(keys[order]):
             pairs = worded[order[later]], worded[order[earlier]]
             apart = first[pairs[0]] != first[pairs[1]]

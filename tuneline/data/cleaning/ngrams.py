@@ -87,7 +87,7 @@ class NgramIndex:
     def _look_up(self, hashes: Hashes) -> tuple[Hashes, NDArray[np.int64]]:
         """Find those of the sorted hashes that are in the index, and their rows.
 
-        Sorted, 12 million n-grams are searched at 60 ns a hash; in the order of the text it takes 400.
+        In rising order a hash is looked up among 12 million n-grams in 0.2 us; in the order of the text it takes 1.4.
         """
         if not len(self.ngrams):
             return hashes[:0], np.zeros(0, dtype=np.int64)

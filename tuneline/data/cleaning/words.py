@@ -1,7 +1,7 @@
 """Words of many texts at once, as 64-bit hashes: the ground on which near-duplicates and shared runs are found.
 
 Nothing here touches a text or a word in Python but the few thousand different words of a chunk: 1,000 rows of 100
-words take about 7 ms.
+words take about 9 ms.
 """
 
 from collections.abc import Sequence

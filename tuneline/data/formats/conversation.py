@@ -11,6 +11,7 @@ from tuneline.data.rows import UnusableRow
 
 Values = Mapping[str, object]
 Messages = tuple[Message, ...]
+_SYSTEM = ("system", "developer")
 
 
 def read_prompt(values: Values, layout: Layout) -> Messages:
@@ -97,21 +98,28 @@ def system_text(values: Values, layout: Layout) -> str | None:
     return None if is_blank(text) else text
 
 
-def with_system(messages: Messages, values: Values, layout: Layout, default: str | None) -> Messages:
-    """Put the row's system message, else the default one, before a conversation that has none.
+def with_system(messages: Messages, values: Values, layout: Layout) -> Messages:
+    """Put the row's system message before its turns.
 
     Raises:
-        UnusableRow: the row says it twice, in different words.
+        UnusableRow: the turns have another one.
     """
     text = system_text(values, layout)
-    if text is None and default is None:
+    if text is None:
         return messages
-    own = next((message for message in messages if message.role in ("system", "developer")), None)
+    own = next((message for message in messages if message.role in _SYSTEM), None)
     if own is None:
-        return (Message(role="system", content=text if text is not None else default or ""), *messages)
-    if text is not None and text != own.content:
+        return (Message(role="system", content=text), *messages)
+    if text != own.content:
         raise UnusableRow(f"there are two system messages: in `{layout.system}` and among the turns")
     return messages
+
+
+def with_default_system(messages: Messages, text: str | None) -> Messages:
+    """Put the config's system message before a conversation that has none."""
+    if text is None or any(message.role in _SYSTEM for message in messages):
+        return messages
+    return (Message(role="system", content=text), *messages)
 
 
 def check_conversation(messages: Messages, prompt_messages: int) -> None:
@@ -127,5 +135,5 @@ def check_conversation(messages: Messages, prompt_messages: int) -> None:
         return
     if all(message.role == "assistant" for message in prompt):
         raise UnusableRow("nothing but assistant turns: there is no prompt before the answer")
-    if all(is_blank(message.content) and not message.tool_calls for message in prompt):
+    if all(is_blank(message.content) for message in prompt):
         raise UnusableRow("the prompt is empty: no message before the answer has content")

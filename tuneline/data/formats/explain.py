@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from tuneline.contracts.data_spec import ColumnRole, DataSpec
-from tuneline.data.formats.cells import listed, nearest, shown
+from tuneline.data.formats.cells import SHOWN_COLUMNS, listed, nearest, shown
 from tuneline.data.formats.detect import KNOWN_PAIRS, MISSPELT_SIMILARITY, TURNS
 
 OWN_NAMES: Final[dict[str, dict[ColumnRole, str]]] = {
@@ -38,7 +38,7 @@ def _set(values: Mapping[str, object], spec: DataSpec) -> list[str]:
 def _automatic(values: Mapping[str, object], spec: DataSpec) -> list[str]:
     null = [name for name, value in values.items() if value is None]
     unknown = [name for name in values if name not in _KNOWN and name not in spec.columns.values()]
-    near = {name: nearest(name, _KNOWN, MISSPELT_SIMILARITY) for name in unknown}
+    near = {name: nearest(name, _KNOWN, MISSPELT_SIMILARITY) for name in unknown[:SHOWN_COLUMNS]}
     reasons = ["no format has these columns" + (" as data.columns names them" if spec.columns else "")]
     reasons += [f"null are {listed(null)}"] if null else []
     return reasons + [f"`{shown(name)}` is nearly `{known}`" for name, known in near.items() if known]

@@ -9,6 +9,7 @@ from tuneline.data.formats.conversation import (
     check_conversation,
     read_alpaca,
     read_prompt_and_answer,
+    with_default_system,
     with_system,
 )
 from tuneline.data.formats.detect import Layout, find_layout
@@ -59,14 +60,13 @@ def _text(row: SourceRow, layout: Layout) -> Example:
 
 def _preference(row: SourceRow, layout: Layout, spec: DataSpec) -> Example:
     pair = read_pair(row.values, layout)
-    messages = with_system(pair.prompt + pair.chosen, row.values, layout, None)
+    messages = with_system(pair.prompt + pair.chosen, row.values, layout)
     check_conversation(messages, len(messages) - len(pair.chosen))
-    messages = with_system(messages, row.values, layout, spec.system_prompt)
     return Example(
         row_id=row.row_id,
         kind="preference",
         format="preference",
-        messages=messages,
+        messages=with_default_system(messages, spec.system_prompt),
         rejected=pair.rejected,
         tools=_tools(row.values, layout),
     )
@@ -75,9 +75,9 @@ def _preference(row: SourceRow, layout: Layout, spec: DataSpec) -> Example:
 def _conversation(row: SourceRow, layout: Layout, spec: DataSpec) -> Example:
     values = row.values
     format_, messages = _messages(values, layout, spec)
-    messages = with_system(messages, values, layout, None)
+    messages = with_system(messages, values, layout)
     check_conversation(messages, len(messages) - 1)
-    messages = with_system(messages, values, layout, spec.system_prompt)
+    messages = with_default_system(messages, spec.system_prompt)
     if layout.label is None:
         return Example(
             row_id=row.row_id,

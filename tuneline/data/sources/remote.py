@@ -136,7 +136,7 @@ def _meaning(error: Exception, protocol: str) -> tuple[str, str]:
     absent = root if protocol in ("http", "https") else error
     if status == 404 or isinstance(absent, FileNotFoundError):
         return "no such file", "check the address; a bucket that is not public may need credentials: " + login
-    if isinstance(root, TimeoutError):
+    if isinstance(error, TimeoutError) or isinstance(root, TimeoutError):
         return "no answer in time", f"check the network; without credentials: {login}"
     first_line = (str(root) or name).splitlines()[0]
     return f"it cannot be reached ({name}: {first_line})", "check the address and the network, or download it first"
