@@ -153,8 +153,9 @@ def _read_metrics(path: Path) -> tuple[Mapping[str, float], ...]:
         return tuple(json.loads(line) for line in stream)
 
 
-def _read_prompts(folder: Path) -> Mapping[str, str]:
-    from datasets import load_from_disk  # takes seconds to import: only where a report is made
+def _read_prompts(file: Path) -> Mapping[str, str]:
+    from datasets import Dataset  # takes seconds to import: only where a report is made
 
-    rows = load_from_disk(str(folder)).select_columns(["row_id", "messages"])
-    return {row["row_id"]: json.loads(row["messages"])[-1]["content"] for row in rows}
+    rows = Dataset.from_file(str(file)).select_columns(["row_id", "messages"])
+    asked = {row["row_id"]: json.loads(row["messages"]) for row in rows}
+    return {row_id: messages[-1].get("content", "") if messages else "" for row_id, messages in asked.items()}

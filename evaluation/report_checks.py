@@ -34,7 +34,7 @@ def check_lines(receipt: Receipt, limits: DataLimitsSpec) -> tuple[CheckLine, ..
     """Hold the receipt's checks against the limits of the config."""
     checks, rows = receipt.checks, receipt.rows.train
     before = rows + checks.nothing_to_learn_rows
-    stops = "good" if checks.ends_with_stop_share >= limits.min_stop_share else "bad"
+    stops: Mark = "good" if checks.ends_with_stop_share >= limits.min_stop_share else "bad"
     stable = receipt.template.prefix_stable
     return (
         CheckLine(

@@ -62,7 +62,6 @@ class LeakFigure:
 
     line: LeakLine
     kinds: tuple[Reason, ...]
-    items: int
     touched_share: float
 
     @property
@@ -153,18 +152,10 @@ def _funnel_steps(lines: Sequence[StepLine]) -> tuple[FunnelStep, ...]:
 
 def leak_figures(receipt: Receipt) -> tuple[LeakFigure, ...]:
     """Set each evaluation set's leaks beside its size."""
-    return tuple(_leak_figure(line, _compared_items(receipt, line.data_set)) for line in receipt.leaks)
-
-
-def _compared_items(receipt: Receipt, data_set: str) -> int:
-    """Items that leaks were looked for in: all that come to rendering, of which the length may still cost some."""
-    lines = [line for line in receipt.steps if line.data_set == data_set]
-    return next((line.rows_in for line in lines if not line.tokens_estimated), 0)
-
-
-def _leak_figure(line: LeakLine, items: int) -> LeakFigure:
-    kinds = (line.exact_prompts, line.ngrams, line.similar)
-    return LeakFigure(line, kinds, items, line.items_touched / items if items else 0.0)
+    return tuple(
+        LeakFigure(line, (line.exact_prompts, line.ngrams, line.similar), line.items_touched / max(1, line.items))
+        for line in receipt.leaks
+    )
 
 
 def leak_fate(leaks: Sequence[LeakLine], spec: DataSpec) -> str:

@@ -68,7 +68,8 @@ def _plain_lines(stage: str, console: Console) -> Listener:
         nonlocal last
         if time.monotonic() - last >= PLAIN_SECONDS:
             last = time.monotonic()
-            line = f"{stage}: {event.done}/{event.planned} {event.unit}, {describe(event)}"
+            done = f"{event.done}/{event.planned}" if event.planned else f"{event.done}"
+            line = f"{stage}: {done} {event.unit}, {describe(event)}"
             console.print(line, highlight=False, soft_wrap=True)
 
     return listen
@@ -90,6 +91,7 @@ def _prefect_artifact(stage: str) -> Listener:
         else:
             return
         last = time.monotonic()
-        logger.info("%s: %d/%d %s, %s", stage, event.done, event.planned, event.unit, describe(event))
+        planned = event.planned or "?"
+        logger.info("%s: %d/%s %s, %s", stage, event.done, planned, event.unit, describe(event))
 
     return listen

@@ -5,7 +5,7 @@ import pytest
 
 from tuneline.contracts.receipt import LengthLimit
 from tuneline.contracts.records import IGNORED_LABEL, Example
-from tuneline.data.lengths import LIMITS_TOKENS, fit, histogram, limit_costs, lost_by_truncation, summarise
+from tuneline.data.lengths import fit, histogram, limit_costs, limits_around, lost_by_truncation, summarise
 from tuneline.data.masks import Span, Turn
 from tuneline.data.rendering import Rendered, Tokens
 
@@ -59,9 +59,16 @@ def test_limits_cost_what_counting_by_hand_says() -> None:
     rows = [row(20, 20), row(50, 30), row(10, 140)]
     lengths = np.array([len(one.tokens.ids) for one in rows], dtype=np.int32)
     learned = np.array([one.tokens.learned for one in rows], dtype=np.int32)
-    lost = sum(lost_by_truncation(one.tokens.labels) for one in rows)
-    costs = limit_costs(lengths, learned, np.asarray(lost))
-    assert costs == (
+    limits = limits_around(100)
+    assert limits[:4] == (32, 64, 100, 128)
+    lost = np.sum([lost_by_truncation(one.tokens.labels, limits) for one in rows], axis=0)
+    assert limit_costs(lengths, learned, lost, 100) == (
+        LengthLimit(
+            limit_tokens=100,
+            rows_over=1,
+            learned_share_lost_by_drop=140 / 190,
+            learned_share_lost_by_truncate_right=50 / 190,
+        ),
         LengthLimit(  # the median is 80, so 128 is the first limit shown; 150 tokens are the longest
             limit_tokens=128,
             rows_over=1,
@@ -75,8 +82,7 @@ def test_limits_cost_what_counting_by_hand_says() -> None:
             learned_share_lost_by_truncate_right=0.0,
         ),
     )
-    at_64 = LIMITS_TOKENS.index(64)
-    assert int(np.asarray(lost)[at_64]) == (80 - 64) + (150 - 64)
+    assert int(lost[limits.index(64)]) == (80 - 64) + (150 - 64)
 
 
 def test_percentiles_are_nearest_ranks_and_a_histogram_counts_every_row() -> None:

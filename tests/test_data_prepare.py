@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -16,7 +15,8 @@ from tiny_model import make_tiny_base
 from transformers import AutoTokenizer
 
 from tuneline.contracts.artifacts import PreparedData
-from tuneline.contracts.jobs import JOB, PROGRESS, RESULT, Job, JobResult, JobStatus, ProgressEvent
+from tuneline.contracts.errors import UserError
+from tuneline.contracts.jobs import JOB, RESULT, Job, JobResult, JobStatus, ProgressEvent
 from tuneline.contracts.receipt import LeakLine, Receipt
 from tuneline.contracts.records import IGNORED_LABEL, PreparedItem, PreparedRow
 from tuneline.contracts.spec import RunSpec
@@ -28,21 +28,20 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a prepare stage left behind."""
+    """What a prepare stage left behind: its record, or its problems."""
 
-    result: JobResult
+    record: PreparedData | None
+    problems: list[str]
     folder: Path
-
-    @property
-    def problems(self) -> list[str]:
-        return [f"{problem.where}: {problem.what}" for problem in self.result.problems]
+    events: list[ProgressEvent]
 
     @property
     def receipt(self) -> Receipt:
-        assert self.result.status is JobStatus.COMPLETED, self.result
+        assert self.problems == []
         return Receipt.model_validate_json((self.folder / PreparedData.RECEIPT).read_text(encoding="utf-8"))
 
     def rows(self, name: str = PreparedData.TRAIN) -> list[PreparedRow]:
+        assert self.problems == []
         kind = PreparedRow if name == PreparedData.TRAIN else PreparedItem
         return [kind.model_validate(row) for row in Dataset.from_file(str(self.folder / name))]
 
@@ -57,17 +56,30 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_tiny_base(tmp_path_factory.mktemp("base"))
 
 
+@pytest.fixture(autouse=True)
+def one_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Work in this process: it may have run a tokenizer in threads, and then must not fork."""
+    monkeypatch.setattr(stage, "worker_count", lambda: 1)
+    monkeypatch.setenv("TUNELINE_HOME", str(tmp_path / "home"))
+
+
+def make_job(folder: Path, base: Path, model: Mapping[str, Any], data: Mapping[str, Any]) -> Job:
+    folder.mkdir()
+    document = {"name": "t", "model": {"base": str(base), **model}, "data": data}
+    return Job(stage="prepare", spec=RunSpec.model_validate(document), inputs={"base": base}, out_dir=folder)
+
+
 def prepare(folder: Path, base: Path, model: Mapping[str, Any] | None = None, **data: Any) -> Outcome:
-    out_dir, job_dir = folder / "out", folder / "job"
-    out_dir.mkdir()
-    job_dir.mkdir()
-    document = {"name": "t", "model": {"base": str(base), **(model or {})}, "data": data}
-    job = Job(stage="prepare", spec=RunSpec.model_validate(document), inputs={"base": base}, out_dir=out_dir)
-    write_whole(job_dir / JOB, job.model_dump_json())
-    environment = {**os.environ, "TUNELINE_HOME": str(folder / "home"), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "tuneline.data", str(job_dir)]
-    subprocess.run(command, check=False, timeout=120, env=environment)
-    return Outcome(JobResult.model_validate_json((job_dir / RESULT).read_text()), out_dir)
+    job, events = make_job(folder / "out", base, model or {}, data), list[ProgressEvent]()
+    try:
+        return Outcome(stage.prepare(job, events.append), [], job.out_dir, events)
+    except UserError as error:
+        problems = [f"{problem.where}: {problem.what}" for problem in error.problems]
+        return Outcome(None, problems, job.out_dir, events)
+
+
+def answer_text(base: Path, ids: Sequence[int]) -> str:
+    return str(AutoTokenizer.from_pretrained(base).decode(ids))
 
 
 def write_rows(path: Path, rows: Sequence[Row]) -> str:
@@ -90,7 +102,8 @@ def test_a_receipt_accounts_for_every_row_and_token(tmp_path: Path, base: Path) 
         retention=write_rows(tmp_path / "retention.jsonl", questions(8, start=600)),
     )
     receipt, train = outcome.receipt, outcome.rows()
-    record = PreparedData.model_validate(outcome.result.artifact)
+    record = outcome.record
+    assert record is not None
     assert (record.kind, record.train_rows, record.held_out_rows, record.retention_rows) == ("conversation", 80, 20, 8)
     assert len(train) == 80
     assert record.train_tokens == sum(len(row.input_ids) for row in train) == receipt.tokens.train
@@ -150,14 +163,12 @@ def test_items_are_what_a_server_would_be_asked(tmp_path: Path, base: Path) -> N
 
 
 def test_progress_is_told_for_every_pass(tmp_path: Path, base: Path) -> None:
-    prepare(
+    events = prepare(
         tmp_path,
         base,
         train=write_rows(tmp_path / "train.jsonl", questions(30)),
         held_out=write_rows(tmp_path / "held.jsonl", questions(3, start=50)),
-    )
-    lines = (tmp_path / "job" / PROGRESS).read_text().splitlines()
-    events = [ProgressEvent.model_validate_json(line) for line in lines]
+    ).events
     assert [(event.note, event.done, event.planned) for event in events] == [
         ("read train", 30, 0), ("read held out", 3, 0), ("compare train with held out", 30, 30),
         ("render train", 30, 30), ("render held out", 3, 3),
@@ -199,7 +210,6 @@ def test_a_fault_of_the_rows_is_one_clear_message_and_nothing_is_prepared(
 ) -> None:
     rows, fields, what = FAULTS[fault]
     outcome = prepare(tmp_path, base, train=write_rows(tmp_path / "train.jsonl", rows), **fields)
-    assert outcome.result.status is JobStatus.WRONG_INPUT, outcome.result
     assert any(what in problem for problem in outcome.problems), outcome.problems
     assert not (outcome.folder / PreparedData.RECEIPT).exists()
 
@@ -310,7 +320,7 @@ def test_secrets_are_taken_out_of_what_is_learned(tmp_path: Path, base: Path) ->
 def test_long_rows_are_dropped_cut_or_split_as_asked_and_counted(
     tmp_path: Path, base: Path, policy: str, rows: int, longest: int
 ) -> None:
-    long = {"prompt": "red " * 62, "completion": "green " * 40} if policy == "split" else LONG
+    long = {"prompt": "red " * 70, "completion": "red " * 70} if policy == "split" else LONG
     outcome = prepare(
         tmp_path,
         base,
@@ -320,8 +330,14 @@ def test_long_rows_are_dropped_cut_or_split_as_asked_and_counted(
         over_length=policy,
     )
     train = outcome.rows()
-    assert len(train) == (32 if policy == "split" else rows)
     assert max(len(row.input_ids) for row in train) <= longest
+    whole = [row for row in train if ":1:" not in Path(row.row_id).name]
+    assert len(whole) == rows
+    if policy == "split":
+        pieces = train[: len(train) - rows]
+        assert all(len(row.input_ids) == 64 for row in pieces[:-1])
+        ids = [token for row in pieces for token in row.input_ids]
+        assert answer_text(base, ids).endswith("red " * 70 + "<|end|>")
     step = next(step for step in outcome.receipt.steps if step.step == "fit the length")
     assert sum(reason.rows for reason in (*step.dropped, *step.noted)) == 1
     assert "train.jsonl:1" in (*step.dropped, *step.noted)[0].examples[0]
@@ -344,8 +360,8 @@ def test_a_conversation_with_two_bos_tokens_is_never_trained(tmp_path: Path, bas
 
 def test_a_template_without_a_place_for_tools_is_refused(tmp_path: Path, base: Path) -> None:
     call = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "weather", "arguments": "{}"}}]}
-    turns = [{"role": "user", "content": "sun?"}, call, {"role": "tool", "content": "hot"}]
-    rows = [{"messages": [*turns, {"role": "assistant", "content": f"yes {n}"}]} for n in range(20)]
+    turns = [call, {"role": "tool", "content": "hot"}, {"role": "assistant", "content": "yes"}]
+    rows = [{"messages": [{"role": "user", "content": f"sun in {n}?"}, *turns]} for n in range(50)]
     outcome = prepare(tmp_path, base, train=write_rows(tmp_path / "train.jsonl", rows))
     assert any("lose some of their words in the chat template" in problem for problem in outcome.problems)
 
@@ -360,33 +376,30 @@ def test_answers_that_no_stop_token_ends_are_refused(tmp_path: Path, base: Path)
 
 
 def test_pairs_are_prepared_with_both_answers(tmp_path: Path, base: Path) -> None:
-    rows = [{"prompt": f"red {n}", "chosen": "green", "rejected": "blue garden"} for n in range(20)]
+    rows = [{"prompt": f"red {n}", "chosen": "green", "rejected": "blue garden"} for n in range(50)]
     outcome = prepare(tmp_path, base, train=write_rows(tmp_path / "train.jsonl", rows))
-    record = PreparedData.model_validate(outcome.result.artifact)
-    assert record.kind == "preference"
+    assert outcome.receipt.kind == "preference"
     row = outcome.rows()[0]
     assert row.rejected_input_ids is not None and row.rejected_labels is not None
     assert [label for label in row.rejected_labels if label != IGNORED_LABEL] == row.rejected_input_ids[-len(
         [label for label in row.rejected_labels if label != IGNORED_LABEL]):]  # fmt: skip
 
 
-def test_the_result_is_the_same_whatever_the_number_of_workers(
-    tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    rows = write_rows(tmp_path / "train.jsonl", questions(5_000))
-    files: list[dict[str, bytes]] = []
-    for workers in (1, 3):
-        folder = tmp_path / str(workers)
-        folder.mkdir()
-        monkeypatch.setattr(stage, "worker_count", lambda workers=workers: workers)
-        monkeypatch.setenv("TUNELINE_HOME", str(tmp_path / "home"))
-        document = {
-            "name": "t",
-            "model": {"base": str(base)},
-            "data": {"train": rows, "cleaning": {"near_duplicates": "report"}},
-        }
-        job = Job(stage="prepare", spec=RunSpec.model_validate(document), inputs={"base": base}, out_dir=folder)
-        stage.prepare(job, lambda event: None)
-        files.append({path.name: path.read_bytes() for path in folder.glob("*.*")})
+def test_a_child_process_makes_the_same_with_several_workers_as_one_worker_does(tmp_path: Path, base: Path) -> None:
+    data = {
+        "train": write_rows(tmp_path / "train.jsonl", questions(5_000)),
+        "cleaning": {"near_duplicates": "report"},
+    }
+    one = make_job(tmp_path / "one", base, {}, data)
+    stage.prepare(one, lambda event: None)
+    several = make_job(tmp_path / "several", base, {}, data)
+    write_whole(tmp_path / JOB, several.model_dump_json())
+    program = (
+        "import sys; from tuneline.contracts.jobs import run_job; from tuneline.data import prepare as stage; "
+        "stage.worker_count = lambda: 3; sys.exit(run_job(sys.argv[1:], stage.prepare))"
+    )
+    subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=True, timeout=120)
+    assert JobResult.model_validate_json((tmp_path / RESULT).read_text()).status is JobStatus.COMPLETED
+    files = [{path.name: path.read_bytes() for path in job.out_dir.glob("*.*")} for job in (one, several)]
     assert sorted(files[0]) == ["dropped.jsonl", "held_out.arrow", "packs.arrow", "receipt.json", "train.arrow"]
     assert files[0] == files[1]

@@ -5,9 +5,9 @@ from datetime import UTC, datetime
 from html import unescape
 from html.parser import HTMLParser
 
-import datasets
 import pytest
 from receipt_cases import RECEIPT
+from tiny_model import write_rows
 
 from evaluation.gate import decide
 from evaluation.items import ItemResult, write_items
@@ -33,6 +33,7 @@ from tuneline.contracts.artifacts import (
     Verdict,
 )
 from tuneline.contracts.receipt import Receipt
+from tuneline.contracts.records import PreparedItem
 from tuneline.contracts.run_record import RunRecord, StageLine
 from tuneline.contracts.spec import DataSpec, ModelSpec, RunSpec
 from tuneline.contracts.store import ArtifactStore
@@ -428,8 +429,9 @@ def test_everything_is_read_from_the_store_by_the_stage_lines(inputs, tmp_path):
     def write_prepared(folder):
         (folder / PreparedData.RECEIPT).write_text(RECEIPT.model_dump_json())
         messages = json.dumps([{"role": "system", "content": "s"}, {"role": "user", "content": "Where is my card?"}])
-        rows = datasets.Dataset.from_dict({"row_id": ["test.csv:3"], "messages": [messages], "answer": ["card"]})
-        rows.save_to_disk(str(folder / PreparedData.HELD_OUT))
+        item = {"row_id": "test.csv:3", "messages": messages, "answer": "card"}
+        empty = {name: [] for name in ("input_ids", "labels", "prompt_ids", "answer_ids")}
+        write_rows(folder / PreparedData.HELD_OUT, PreparedItem, [{**item, **empty}])
 
     def write_metrics(folder):
         (folder / Adapter.METRICS).write_text("".join(json.dumps(line) + "\n" for line in METRICS))

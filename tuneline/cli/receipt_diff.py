@@ -104,6 +104,7 @@ def _reason_facts(section: str, name: str, reason: Reason) -> Iterator[Fact]:
 
 def _leak_facts(leaks: Sequence[LeakLine]) -> Iterator[Fact]:
     for leak in leaks:
+        yield Fact("leaks", f"{leak.data_set}: items", leak.items)
         yield Fact("leaks", f"{leak.data_set}: items touched", leak.items_touched)
         yield Fact("leaks", f"{leak.data_set}: runs of words left out", leak.ngrams_left_out)
         for kind in ("exact_prompts", "ngrams", "similar"):

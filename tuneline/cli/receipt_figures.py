@@ -59,7 +59,7 @@ def _print_leaks(receipt: Receipt, spec: DataSpec, out: Console) -> None:
     table = start_table("", "data set", "same prompt>", "13 words>", "similar>", "items touched>")
     figures = leak_figures(receipt)
     for figure in figures:
-        touched = f"{figure.line.items_touched:,} of {figure.items:,} ({per_cent(figure.touched_share, 1)})"
+        touched = f"{figure.line.items_touched:,} of {figure.line.items:,} ({per_cent(figure.touched_share, 1)})"
         counts = (f"{kind.rows:,}" for kind in figure.kinds)
         table.add_row(mark_text(figure.mark), words(figure.line.data_set), *counts, touched)
     print_section("Training rows that evaluation knows too", out, table)

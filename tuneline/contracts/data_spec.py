@@ -104,7 +104,9 @@ class DataSpec(Section):
     leaks: Literal["report", "drop_from_train", "fail"] = "report"
     """Training rows that stand in the held-out or retention rows too, wholly or in part."""
     cleaning: CleaningSpec = CleaningSpec()
+    """Which training rows are left out, or changed."""
     limits: DataLimitsSpec = DataLimitsSpec()
+    """When prepare refuses to go on."""
     seed: int = 17
     """Seed of the split, the draw and the mix."""
 

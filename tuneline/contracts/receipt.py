@@ -110,6 +110,8 @@ class LeakLine(Record):
     """Rows that share a run of 13 words."""
     similar: Reason
     """Rows that are near-duplicates by MinHash."""
+    items: int
+    """Rows of the evaluation set."""
     items_touched: int
     """Rows of the evaluation set that any of these training rows repeats."""
     ngrams_left_out: int = 0
@@ -117,10 +119,11 @@ class LeakLine(Record):
 
 
 class PackingLine(Record):
-    """What packing the training rows into rows of the longest length comes to."""
+    """What packing the training rows into rows of `data.max_length_tokens` comes to; capacity is that of all packs."""
 
     packs: int
     capacity_tokens: int
+    """Tokens that one pack has room for."""
     total_efficiency: float
     """Tokens over capacity."""
     learned_efficiency: float

@@ -16,13 +16,13 @@ class Section(BaseModel):
 
 
 def flat_values(section: BaseModel, prefix: str = "") -> Iterator[tuple[str, object]]:
-    """Yield every setting as `section.key` and its value."""
+    """Yield every setting as `section.key` and its value, in JSON's types."""
     for name in type(section).model_fields:
         value = getattr(section, name)
         if isinstance(value, BaseModel):
             yield from flat_values(value, f"{prefix}{name}.")
         else:
-            yield f"{prefix}{name}", value
+            yield f"{prefix}{name}", list(value) if isinstance(value, tuple) else value
 
 
 def given_keys(section: BaseModel, prefix: str = "") -> Iterator[str]:

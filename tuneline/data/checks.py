@@ -90,10 +90,11 @@ def _too_long(train: RenderedSet, spec: DataSpec) -> Iterator[Problem]:
     if spec.over_length != "error" or lost <= spec.limits.max_lost_learned_share:
         return
     what = f"{train.too_long.total:,} rows are too long: without them {lost:.1%} of the learned tokens are lost"
-    yield from problems_of(what, "data.max_length_tokens", train.too_long, (TOO_LONG,), _length_table(train))
+    fix = _length_table(train, spec.max_length_tokens)
+    yield from problems_of(what, "data.max_length_tokens", train.too_long, (TOO_LONG,), fix)
 
 
-def _length_table(train: RenderedSet) -> str:
+def _length_table(train: RenderedSet, limit_tokens: int) -> str:
     summary = summarise(train.lengths_before)
     lines = [
         "raise data.max_length_tokens, or choose data.over_length: drop, truncate_right, truncate_left or split",
@@ -104,7 +105,7 @@ def _length_table(train: RenderedSet) -> str:
     lines += [
         f"{limit.limit_tokens:>9,} {limit.rows_over:>11,}   {limit.learned_share_lost_by_drop:>27.1%}, "
         f"{limit.learned_share_lost_by_truncate_right:.1%}"
-        for limit in train.length_limits[-SHOWN_LIMITS:]
+        for limit in train.length_limits(limit_tokens)[-SHOWN_LIMITS:]
     ]
     return "\n    ".join(lines)
 

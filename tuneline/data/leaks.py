@@ -15,7 +15,7 @@ from tuneline.data.cleaning.ngrams import NGRAM_WORDS, NgramIndex
 from tuneline.data.cleaning.texts import text_of
 from tuneline.data.ledger import Loss, Tally
 from tuneline.data.splitting import Keys
-from tuneline.data.stage import Stage
+from tuneline.data.stage import Stage, spoken
 from tuneline.data.table import RowTable
 
 SAME_PROMPT = "same prompt"
@@ -94,6 +94,7 @@ def report_leaks(stage: Stage, training: Sequence[Selection], evaluation: Select
         exact_prompts=tally.reason(SAME_PROMPT),
         ngrams=tally.reason(SAME_RUN),
         similar=tally.reason(ALIKE),
+        items=len(touched),
         items_touched=int(touched.sum()),
         ngrams_left_out=left_out,
     )
@@ -107,7 +108,7 @@ def _find(stage: Stage, train: Selection, reference: Reference, evaluation: Sele
         ngram.append(hits.ngram)
         similar.append(hits.similar)
         done += len(hits.ngram)
-        stage.progress(done, len(train.rows), f"compare {train.data_set} with {evaluation.data_set}")
+        stage.progress(done, len(train.rows), f"compare {train.data_set} with {spoken(evaluation.data_set)}")
     exact = _same_key(train.prompt_keys, evaluation.prompt_keys)
     return Leaks(exact, np.concatenate(ngram), np.concatenate(similar))
 

@@ -12,8 +12,8 @@ from tuneline.contracts.records import IGNORED_LABEL
 from tuneline.data.masks import Span, Turn
 from tuneline.data.rendering import Rendered, Tokens
 
-LIMITS_TOKENS = tuple(2**power for power in range(5, 21))
-"""Lengths whose cost is reported: 32 to a million tokens."""
+POWERS_OF_TWO = tuple(2**power for power in range(5, 21))
+"""Lengths whose cost is reported, 32 to a million tokens, beside that of the limit in use."""
 HISTOGRAM_BINS = 16
 
 
@@ -40,30 +40,37 @@ def fit(row: Rendered, limit_tokens: int, policy: str) -> Fitted:
     return Fitted((cut,) if cut.tokens.learned and (not rejected or rejected.learned) else (), cut=True)
 
 
-def lost_by_truncation(labels: NDArray[np.int32]) -> NDArray[np.int64]:
-    """Count the learned tokens beyond each of `LIMITS_TOKENS`."""
+def limits_around(limit_tokens: int) -> tuple[int, ...]:
+    """List the limits whose cost is told."""
+    return tuple(sorted({*POWERS_OF_TWO, limit_tokens}))
+
+
+def lost_by_truncation(labels: NDArray[np.int32], limits_tokens: Sequence[int]) -> NDArray[np.int64]:
+    """Count the learned tokens beyond each limit."""
     places = np.flatnonzero(labels != IGNORED_LABEL)
-    return len(places) - np.searchsorted(places, LIMITS_TOKENS)
+    return len(places) - np.searchsorted(places, limits_tokens)
 
 
 def limit_costs(
-    lengths: NDArray[np.int32], learned: NDArray[np.int32], lost: NDArray[np.int64]
+    lengths: NDArray[np.int32], learned: NDArray[np.int32], lost: NDArray[np.int64], limit_tokens: int
 ) -> tuple[LengthLimit, ...]:
-    """Tell what limits from the median length up to the longest row would cost.
+    """Tell what the limit in use costs, and what others from the median length up to the longest row would.
 
     Args:
         lengths: tokens of each row, before any was cut.
         learned: learned tokens of each row.
-        lost: sums of `lost_by_truncation`.
+        lost: sums of `lost_by_truncation` for `limits_around(limit_tokens)`.
+        limit_tokens: the limit in use.
     """
     total = max(1, int(learned.sum()))
     median, longest = (int(np.median(lengths)), int(lengths.max())) if len(lengths) else (0, 0)
-    shown = [number for number, limit in enumerate(LIMITS_TOKENS) if median <= limit < 2 * longest]
+    limits = limits_around(limit_tokens)
+    shown = [n for n, limit in enumerate(limits) if median <= limit < 2 * longest or limit == limit_tokens]
     return tuple(
         LengthLimit(
-            limit_tokens=LIMITS_TOKENS[number],
-            rows_over=int((lengths > LIMITS_TOKENS[number]).sum()),
-            learned_share_lost_by_drop=float(learned[lengths > LIMITS_TOKENS[number]].sum() / total),
+            limit_tokens=limits[number],
+            rows_over=int((lengths > limits[number]).sum()),
+            learned_share_lost_by_drop=float(learned[lengths > limits[number]].sum() / total),
             learned_share_lost_by_truncate_right=float(lost[number] / total),
         )
         for number in shown

@@ -15,7 +15,7 @@ from tuneline.data.rows import SourceRow, UnreadableRow
 from tuneline.data.sources.identity import source_identity
 from tuneline.data.sources.read import read_rows
 from tuneline.data.sources.resolve import resolve
-from tuneline.data.stage import Stage, refusal
+from tuneline.data.stage import Stage, refusal, spoken
 from tuneline.data.table import RowTable, TableWriter
 from tuneline.data.workers import chunked
 
@@ -57,7 +57,7 @@ def _read_source(
         formats.update(chunk.formats)
         rows_read += chunk.rows_read
         _account(stage, step, chunk)
-        stage.progress(step.rows_in, 0, f"read {step.data_set.replace('_', ' ')}")
+        stage.progress(step.rows_in, 0, f"read {spoken(step.data_set)}")
         if rows_read >= HOPELESS_ROWS:
             _check_unusable(unusable, rows_read, max(0.5, stage.spec.limits.max_bad_rows_share), f"{key} {source}")
     if rows_read == 0:

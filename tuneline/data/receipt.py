@@ -38,7 +38,7 @@ def make_receipt(
         tokens=_tokens(train),
         lengths=summarise(train.lengths),
         length_histogram=histogram(train.lengths),
-        length_limits=train.length_limits,
+        length_limits=train.length_limits(spec.max_length_tokens),
         checks=_checks(train),
         leaks=chosen.leaks,
         packing=_packing(train, packs, spec.max_length_tokens),

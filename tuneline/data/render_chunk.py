@@ -15,7 +15,7 @@ from tuneline.contracts.receipt import SHOWN_SAMPLES, Piece, Sample
 from tuneline.contracts.records import IGNORED_LABEL, Example
 from tuneline.contracts.spec import ModelSpec
 from tuneline.data.ledger import Loss
-from tuneline.data.lengths import LIMITS_TOKENS, fit, lost_by_truncation
+from tuneline.data.lengths import fit, limits_around, lost_by_truncation
 from tuneline.data.masks import count_by_role
 from tuneline.data.prepared_rows import item_batch, row_batch
 from tuneline.data.rendering import Refused, Rendered, Renderer
@@ -62,7 +62,8 @@ class Facts:
     lengths_before: list[NDArray[np.int32]] = field(default_factory=list)
     """Tokens of each row before long ones were dropped or cut, and the learned ones among them."""
     learned_before: list[NDArray[np.int32]] = field(default_factory=list)
-    lost: NDArray[np.int64] = field(default_factory=lambda: np.zeros(len(LIMITS_TOKENS), dtype=np.int64))
+    lost: NDArray[np.int64] = field(default_factory=lambda: np.zeros(1, dtype=np.int64))
+    """Learned tokens beyond each of `limits_around(max_length_tokens)`."""
     lengths: list[NDArray[np.int32]] = field(default_factory=list)
     learned: int = 0
     learned_too_long: int = 0
@@ -75,7 +76,7 @@ class Facts:
         """Take in the facts of another chunk."""
         self.lengths_before += other.lengths_before
         self.learned_before += other.learned_before
-        self.lost += other.lost
+        self.lost = self.lost + other.lost
         self.lengths += other.lengths
         self.learned += other.learned
         self.learned_too_long += other.learned_too_long
@@ -112,7 +113,7 @@ def render(rendering: Rendering, examples: Sequence[str]) -> RenderedChunk:
     kept: list[Rendered] = []
     too_long: list[Loss] = []
     cut: list[Loss] = []
-    _measure_before(facts, sound)
+    _measure_before(facts, sound, limits_around(rendering.max_length_tokens))
     policy = "drop" if rendering.items and rendering.over_length in ("split", "error") else rendering.over_length
     for row in sound:
         fitted = fit(row, rendering.max_length_tokens, policy)
@@ -168,11 +169,11 @@ def _words(example: Example) -> list[str]:
     return [example.text] if example.text is not None else [message.content for message in example.messages]
 
 
-def _measure_before(facts: Facts, rows: Sequence[Rendered]) -> None:
+def _measure_before(facts: Facts, rows: Sequence[Rendered], limits_tokens: Sequence[int]) -> None:
     facts.lengths_before.append(np.array([len(row.tokens.ids) for row in rows], dtype=np.int32))
     facts.learned_before.append(np.array([row.tokens.learned for row in rows], dtype=np.int32))
     for row in rows:
-        facts.lost += lost_by_truncation(row.tokens.labels)
+        facts.lost = facts.lost + lost_by_truncation(row.tokens.labels, limits_tokens)
 
 
 def _measure_after(facts: Facts, rows: Sequence[Rendered], tokenizer: ChatTokenizer) -> None:

@@ -15,7 +15,7 @@ from tuneline.data.ledger import Step, Tally
 from tuneline.data.lengths import limit_costs
 from tuneline.data.prepared_rows import ITEM_SCHEMA, ROW_SCHEMA
 from tuneline.data.render_chunk import Facts, RenderedChunk, Rendering, render
-from tuneline.data.stage import Stage
+from tuneline.data.stage import Stage, spoken
 
 
 @dataclass
@@ -43,10 +43,9 @@ class RenderedSet:
         """Tokens of each row before long ones were dropped or cut."""
         return _joined(self.facts.lengths_before)
 
-    @property
-    def length_limits(self) -> tuple[LengthLimit, ...]:
-        """What each limit on the length would cost."""
-        return limit_costs(self.lengths_before, _joined(self.facts.learned_before), self.facts.lost)
+    def length_limits(self, limit_tokens: int) -> tuple[LengthLimit, ...]:
+        """Tell what each limit on the length would cost, the one in use among them."""
+        return limit_costs(self.lengths_before, _joined(self.facts.learned_before), self.facts.lost, limit_tokens)
 
 
 def render_set(stage: Stage, rendering: Rendering, selections: Sequence[Selection], path: Path) -> RenderedSet:
@@ -73,7 +72,7 @@ def _render_selection(
         _account(stage, rendered, fitted, chunk)
         _add(whole, chunk)
         done += chunk.examples
-        stage.progress(done, len(selection.rows), selection.data_set.replace("_", " "))
+        stage.progress(done, len(selection.rows), f"render {spoken(selection.data_set)}")
     fitted.rows_in = rendered.rows_out
     whole.examples += len(selection.rows)
     whole.characters += int(selection.table.columns.characters[selection.rows].sum())

@@ -93,8 +93,7 @@ def split(stage: Stage, selection: Selection) -> tuple[Selection, Selection]:
     else:
         held_out = splitting.held_out_by_group(columns.groups[selection.rows], spec.held_out_share, spec.seed)
     other = Selection("held_out", selection.table, selection.rows[held_out])
-    step = _open(stage, other, "split")
-    step.rows_in = 0
+    _open(stage, other, "split")
     train = _keep(stage, selection, "split", ~held_out, _losses(selection, held_out, HELD_OUT))
     return train, other
 

@@ -42,3 +42,8 @@ def problems_of(what: str, key: str, tally: Tally, reasons: Sequence[str], fix: 
 def refusal(what: str, key: str, tally: Tally, reasons: Sequence[str], fix: str) -> UserError:
     """Refuse to go on for rows with one of these reasons."""
     return UserError(problems_of(what, key, tally, reasons, fix))
+
+
+def spoken(data_set: str) -> str:
+    """Write a data set's name for people."""
+    return data_set.replace("_", " ")

@@ -37,7 +37,8 @@ def read_csv(blocks: TextBlocks, delimiter: str) -> Iterator[SourceRow | Unreada
             continue
         yield from table.rows(final=False)
         carried_bytes, fresh_bytes = table.pending_bytes(), 0
-    yield from table.cut_off() if blocks.torn else table.rows(final=True)
+    yield from table.rows(final=blocks.torn is None)
+    yield from table.cut_off()
 
 
 class _Table:
@@ -95,7 +96,7 @@ class _Table:
         return sum(map(len, islice(self._lines, line - self._first, None))) <= ROW_BYTES_LIMIT
 
     def cut_off(self) -> Iterator[UnreadableRow]:
-        """Name the row that a tear cut off inside quotes, if there is one."""
+        """Name the row that a tear cut off inside quotes; without a tear no line is left."""
         if self._lines:
             yield UnreadableRow(f"{self._label}:{self._first}", "the file is torn in the row that starts here")
 
