@@ -86,6 +86,9 @@ NOT_FOUND = [
     "api_key = os.environ['OPENAI_API_KEY_2']",
     'secret: "your-secret-key-here-123456"',
     "password: short1",
+    "secret: yourK3yG0esH3re4U2",
+    "password = a1a1a1a1a1a1a1a1a1",
+    "trains at 08.30 12.45 16.20",
     "@property and user@localhost and a@b",
     "5 apples @ $3.50",
     "4111111111111112",
@@ -219,6 +222,7 @@ def test_redaction_leaves_the_rest_of_a_text_untouched(pieces: list[str]) -> Non
 
 
 SUSPICIOUS = st.one_of(
+    st.tuples(st.text("a1._%+-", min_size=1), st.just("@"), st.text("a1-", min_size=1), st.just(".org")).map("".join),
     st.text(string.digits + " .-/+()", max_size=80),
     st.text("ab0129@.-+ :=[]_key", max_size=80),
     st.lists(st.sampled_from([*SAMPLES, " ", "-", "0", "key=", "+", "a"]), max_size=8).map("".join),
@@ -237,6 +241,12 @@ def test_nothing_is_left_to_find_in_a_redacted_text(text: str) -> None:
 def test_no_hint_hides_what_its_pattern_would_find(text: str) -> None:
     closely = {span.kind for pattern in (*SECRETS, *PERSONAL) for span in pattern.spans(text)}
     assert set(check(conversation(text)).found) == closely
+
+
+def test_a_match_within_another_leaves_nothing_of_it_behind() -> None:
+    secret = "a.b@mail.org#Xk3Jd8sQ2Lm"
+    assert check(conversation(f"password={secret}")).found == ("e-mail address", "password or key")
+    assert redacted(f"password={secret}, and on") == "password=[password or key], and on"
 
 
 def test_every_text_of_an_example_is_looked_at() -> None:
@@ -268,6 +278,8 @@ def redacted_arguments(arguments: str) -> str:
     [
         (r'{"to":"x\na.b@example.org", "n": 1.50}', r'{"to":"x\n[e-mail address]", "n": 1.50}'),
         (r'{"to": "a.b\u0040example.org"}', '{"to": "[e-mail address]"}'),
+        ('{"to": "\u2013 a.b@example.org"}', '{"to": "\u2013 [e-mail address]"}'),
+        (r'{"to": "\u2013 a.b@example.org"}', r'{"to": "\u2013 [e-mail address]"}'),
         ('{"card": 4111111111111111, "n": 41111111111111110}', '{"card": "[card number]", "n": 41111111111111110}'),
         ('{"a.b@example.org": [1,  2]}', '{"[e-mail address]": [1,  2]}'),
         (json.dumps({"key": FOUND["private key"][0]}), '{"key": "[private key]"}'),

@@ -371,11 +371,58 @@ def test_a_gs_that_wants_a_login_says_how_to_log_in(
     assert [record.name for record in caplog.records if record.exc_info] == []
 
 
-# The Hub
+# The Hub, offline as all tests are
 
 
-def test_a_hub_dataset_without_network_or_copy_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path))
+@pytest.fixture
+def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path)
+    return tmp_path
+
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.fixture
+def cached_copy(hub_cache: Path) -> None:
+    """What `datasets` keeps of `owner/name` after it was read once: an Arrow file and what is known of it."""
+    from datasets import DatasetInfo, SplitDict, SplitInfo
+    from datasets.arrow_writer import ArrowWriter
+
+    folder = hub_cache / "owner___name" / "default" / "0.0.0" / COMMIT
+    folder.mkdir(parents=True)
+    with ArrowWriter(path=str(folder / "name-train.arrow")) as writer:
+        for index in range(2_500):
+            writer.write({"a": index})
+        rows, size_bytes = writer.finalize()
+    splits = SplitDict({"train": SplitInfo("train", size_bytes, rows, dataset_name="name")})
+    DatasetInfo(
+        builder_name="json", dataset_name="name", config_name="default", version="0.0.0", splits=splits
+    ).write_to_directory(str(folder))
+
+
+@pytest.mark.usefixtures("hub_cache")
+def test_a_hub_dataset_without_network_or_copy_is_one_sentence() -> None:
     message = problem("hub:owner/name@v1")
     assert message.startswith("hub:owner/name@v1: the Hub dataset cannot be had: ")
     assert "or download it and name the file" in message
+
+
+@pytest.mark.usefixtures("cached_copy")
+@pytest.mark.parametrize("source", ["hub:owner/name", f"hub:owner/name@{COMMIT}#train"])
+def test_a_hub_dataset_is_read_from_its_cached_copy_without_network(source: str) -> None:
+    rows = read(source)
+    assert [row.row_id for row in rows] == [f"{source}#{index}" for index in range(2_500)]
+    assert values(source) == [{"a": index} for index in range(2_500)]
+
+
+@pytest.mark.usefixtures("cached_copy")
+def test_a_split_that_a_hub_dataset_lacks_names_those_that_it_has() -> None:
+    assert "Unknown split \"test\". Should be one of ['train']" in problem("hub:owner/name#test")
+
+
+@pytest.mark.usefixtures("cached_copy")
+def test_a_cached_copy_is_not_taken_for_a_revision_that_it_may_not_be() -> None:
+    message = problem("hub:owner/name@v1")
+    assert f"the cached copy is of commit {COMMIT}, which may not be v1" in message
+    assert f"name @{COMMIT}, or go online once" in message

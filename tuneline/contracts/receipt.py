@@ -113,7 +113,7 @@ class LeakLine(Record):
     items: int
     """Rows of the evaluation set."""
     items_touched: int
-    """Rows of the evaluation set that any of these training rows repeats."""
+    """Rows of the evaluation set that training rows repeat; of several that one row repeats in part, only the first."""
     ngrams_left_out: int = 0
     """Runs of words that so many evaluation rows share that they are their prompt template."""
 

@@ -87,6 +87,7 @@ def report_leaks(stage: Stage, training: Sequence[Selection], evaluation: Select
         found = Leaking(np.any([column >= 0 for column in columns], axis=0), _name(selection, leaks, evaluation))
         tally.add(found.losses)
         leaking.append(found)
+        touched |= np.isin(evaluation.prompt_keys, selection.prompt_keys)
         for column in columns:
             touched[column[column >= 0]] = True
     line = LeakLine(

@@ -76,15 +76,25 @@ def signatures(texts: Sequence[str]) -> Signatures:
     Returns:
         Array of shape (texts, PERMUTATIONS). A row depends on its text alone, never on its neighbours.
     """
+    return minhash(shingle_hashes(texts))
+
+
+def shingle_hashes(texts: Sequence[str]) -> HashedRows:
+    """Hash the word 3-grams of each text, or its words when it has fewer than 3."""
     words = hashed_words(texts)
-    # each row has a run per word but the last two; a short row keeps its words, which are runs of one
-    shingles = _merged(hashed_runs(words, SHINGLE_WORDS), words)
+    return _merged(hashed_runs(words, SHINGLE_WORDS), words)
+
+
+def minhash(shingles: HashedRows) -> Signatures:
+    """Compute the MinHash signature of each row of hashes, as an array of shape (rows, PERMUTATIONS)."""
     with _one_rayon_thread():
         matrix = RMinHash.digest_matrix_from_flat_token_hashes(
             shingles.hashes, shingles.offsets.astype(np.uint64), PERMUTATIONS, SIGNATURE_SEED
         )
+    # the matrix has no buffer to read: its lists of numbers take 6 times as long as the digests in them
     values = chain.from_iterable(matrix.to_rows())
-    return np.fromiter(values, np.uint32, len(texts) * PERMUTATIONS).reshape(len(texts), PERMUTATIONS)
+    rows = len(shingles.offsets) - 1
+    return np.fromiter(values, np.uint32, rows * PERMUTATIONS).reshape(rows, PERMUTATIONS)
 
 
 def _merged(runs: HashedRows, words: HashedRows) -> HashedRows:

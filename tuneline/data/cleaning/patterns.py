@@ -42,9 +42,14 @@ class Pattern:
     source: str
     accept: Callable[[str], bool] = bool
 
+    @property
+    def is_assignment(self) -> bool:
+        """Whether the pattern is a name with its value, of which only the value is secret."""
+        return "value" in self.regex.groupindex
+
     def spans(self, text: str) -> Iterator[Span]:
         """Find the places in a text."""
-        part = "value" if "value" in self.regex.groupindex else 0
+        part = "value" if self.is_assignment else 0
         for match in self.regex.finditer(text):
             if self.accept(match[part]):
                 yield Span(*match.span(part), self.kind)

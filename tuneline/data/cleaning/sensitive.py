@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import compress
 from typing import Final
@@ -98,7 +98,8 @@ class _Check:
 
     def _call(self, call: ToolCall) -> ToolCall:
         arguments = JSON_VALUE.sub(lambda match: self._json_value(match[0]), call.arguments)
-        arguments = self._text(arguments, only_json_values=True)
+        # a value whose name tells that it is secret; it holds no quote and no backslash, so that JSON stays JSON
+        arguments = self._text(arguments, only_assignments=True)
         return call if arguments == call.arguments else call.model_copy(update={"arguments": arguments})
 
     def _json_value(self, literal: str) -> str:
@@ -106,28 +107,19 @@ class _Check:
         clean = self._text(text)
         return literal if clean == text else json.dumps(clean, ensure_ascii=literal.isascii())
 
-    def _text(self, text: str, *, only_json_values: bool = False) -> str:
+    def _text(self, text: str, *, only_assignments: bool = False) -> str:
         """Note what is found in a text, and redact it.
 
         Again until nothing is left, since a match may have hidden another one that it overlapped or touched.
         """
+        patterns = [pattern for pattern in self._patterns if pattern.is_assignment or not only_assignments]
         while True:
-            spans = list(self._assigned_values(text) if only_json_values else self._spans(text))
+            spans = [span for pattern in patterns for span in pattern.spans(text)]
             self._found.update(span.kind for span in spans)
             redacted = [span for span in spans if span.kind in self._redacted]
             if not redacted:
                 return text
             text = _replaced(text, redacted)
-
-    def _spans(self, text: str) -> Iterator[Span]:
-        for pattern in self._patterns:
-            yield from pattern.spans(text)
-
-    def _assigned_values(self, text: str) -> Iterator[Span]:
-        """Find what only the whole JSON text shows: a string that is the value of a secret's name."""
-        for pattern in self._patterns:
-            if "value" in pattern.regex.groupindex:
-                yield from (span for span in pattern.spans(text) if text[span.start - 1] == '"')
 
 
 def _replaced(text: str, spans: list[Span]) -> str:

@@ -15,7 +15,8 @@ class SourceIdentity:
     """Number and total size of a source's files (0 where unknown), and what stands for their content.
 
     `sha256_or_tag` is the sha256 of a single local file, the ETag of a remote one (or what its server has instead), the
-    commit of a Hub dataset; for several files the sha256 over the sorted lines `sha256_or_tag  path below the folder`.
+    commit of a Hub dataset (offline, the revision as given). For several files it is the sha256 over the sorted lines
+    `sha256_or_tag  path below the folder`.
     """
 
     files: int
@@ -42,7 +43,7 @@ def _content(file: SourceFile, where: str, hashes: HashCache) -> str:
     if file.kind == "hub":
         from tuneline.data.sources.hub import hub_commit  # imports huggingface_hub
 
-        return hub_commit(file, where)
+        return hub_commit(file, where) or file.revision or "main"
     if not file.is_remote:
         return hashes.sha256(Path(file.url))
     return file.tag or _streamed_sha256(file)

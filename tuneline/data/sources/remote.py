@@ -1,5 +1,4 @@
 """Files behind https://, s3:// and gs://, through fsspec; every failure is a sentence that says what to do."""
-# mypy: disable-error-code="import-untyped"
 
 import io
 import logging
