@@ -105,7 +105,7 @@ def test_probes_hold_the_models_own_greedy_answer_and_its_logprobs(
     by_id = {item.row_id: item for item in items}
     for probe in probes:
         assert probe.prompt_ids == by_id[probe.id].prompt_ids
-        assert [message.model_dump() for message in probe.messages] == [
+        assert [message.as_chat() for message in probe.messages] == [
             {"role": "user", "content": model_question(by_id[probe.id])}
         ]
         sequence = [*probe.prompt_ids, *probe.answer_ids]
