@@ -2,7 +2,8 @@
 
 rensa stands for what tuneline does with it: 3-grams hashed by Arrow and numpy, rensa's digests, tuneline's LSH.
 datasketch is used as its documentation shows: 3-grams made in Python, its own LSH with the bands that it chooses (9 of
-13), and once with tuneline's. The shingles have a column of their own, so that the libraries' MinHash can be told from what stands around it.
+13), and once with tuneline's. The shingles have a column of their own, so that the libraries' MinHash can be told from
+what stands around it.
 
 python -m benchmarks.near_duplicates
 """
@@ -29,10 +30,12 @@ from benchmarks.machine import describe_machine
 from tuneline.data.cleaning.near_duplicates import (
     PERMUTATIONS,
     SHINGLE_WORDS,
+    bands_for,
     first_of_cluster,
     minhash,
     shingle_hashes,
 )
+from tuneline.data.cleaning.words import hashed_words
 
 GSM8K = Path(__file__).resolve().parents[2] / "shared" / "data" / "gsm8k"
 ROWS = 20_000
@@ -103,7 +106,7 @@ def changed(draw: random.Random, text: str) -> str:
 def with_rensa(texts: list[str]) -> Timing:
     chunks = [texts[start : start + CHUNK_ROWS] for start in range(0, len(texts), CHUNK_ROWS)]
     started = time.perf_counter()
-    hashes = [shingle_hashes(chunk) for chunk in chunks]
+    hashes = [shingle_hashes(hashed_words(chunk)) for chunk in chunks]
     shingled = time.perf_counter()
     matrix = np.concatenate([minhash(each) for each in hashes])
     signed = time.perf_counter()

@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 
 from tuneline.contracts.receipt import LeakLine
 from tuneline.contracts.records import Example
-from tuneline.data.cleaning.near_duplicates import first_match, signatures
+from tuneline.data.cleaning.near_duplicates import first_match, signatures, signatures_of
 from tuneline.data.cleaning.ngrams import NGRAM_WORDS, NgramIndex
 from tuneline.data.cleaning.texts import text_of
+from tuneline.data.cleaning.words import hashed_words
 from tuneline.data.ledger import Loss, Tally
 from tuneline.data.splitting import Keys
 from tuneline.data.stage import Stage, spoken
@@ -117,7 +118,8 @@ def _find(stage: Stage, train: Selection, reference: Reference, evaluation: Sele
 def _compare(reference: Reference, examples: Sequence[str]) -> "Hits":
     texts = [text_of(Example.model_validate_json(text)) for text in examples]
     index, others = _load(reference)
-    return Hits(index.first_hit(texts), first_match(signatures(texts), others, reference.similarity))
+    words = hashed_words(texts)
+    return Hits(index.first_hit_of(words), first_match(signatures_of(words), others, reference.similarity))
 
 
 @lru_cache(maxsize=2)

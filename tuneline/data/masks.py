@@ -7,12 +7,12 @@ alignment. So the ids are those of the whole text tokenised at once, and any cha
 from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tuneline.contracts.records import IGNORED_LABEL, Message
+from tuneline.data.encoding import TokenizedText
 
 TEMPLATE_ROLE = "template"
 """Whose tokens are those that are no one's words: role markers, stop tokens, the template's own sentences."""
@@ -44,43 +44,29 @@ class Mask:
     """Spans whose first token began before them; that token is not learned."""
 
 
-def mask_spans(
-    ids: NDArray[np.int32], encoding: Any, text_length: int, spans: Sequence[Span], stop_token_ids: AbstractSet[int]
-) -> Mask:
+def mask_spans(tokenized: TokenizedText, spans: Sequence[Span], stop_token_ids: AbstractSet[int]) -> Mask:
     """Label the tokens of the learned spans, each up to the first stop token in it.
 
     Args:
-        ids: token ids of the whole text.
-        encoding: the text's `tokenizers.Encoding`.
-        text_length: characters of the text.
+        tokenized: the whole text.
         spans: learned characters, in order.
         stop_token_ids: what a template puts behind a stop token (Phi-3: a second one) is never generated, so it is
             not learned.
     """
+    ids = tokenized.ids
     labels = np.full(len(ids), IGNORED_LABEL, dtype=np.int32)
     learned: list[Span] = []
     merged = 0
     for span in spans:
-        start = token_at(encoding, span.start, text_length, len(ids))
-        end = token_at(encoding, span.end, text_length, len(ids))
-        if start < end and encoding.token_to_chars(start)[0] < span.start:
+        start, end = tokenized.token_at(span.start), tokenized.token_at(span.end)
+        if start < end and tokenized.begins_before(start, span.start):
             merged, start = merged + 1, start + 1
-        if end < len(ids) and end > start and encoding.token_to_chars(end)[0] < span.end:
+        if start < end < len(ids) and tokenized.begins_before(end, span.end):
             merged += 1  # the token at the end also holds what follows: it stays unlearned
         end = after_stop(ids, start, end, stop_token_ids)
         labels[start:end] = ids[start:end]
         learned.append(Span(start, end))
     return Mask(labels, tuple(learned), merged)
-
-
-def token_at(encoding: Any, character: int, text_length: int, tokens: int) -> int:
-    """Return the number of the first token that holds the character; of the next one where none does."""
-    while character < text_length:
-        token = encoding.char_to_token(character)
-        if token is not None:
-            return int(token)
-        character += 1
-    return tokens
 
 
 def find_turns(text: str, messages: Sequence[Message]) -> tuple[Turn, ...] | None:
@@ -101,17 +87,10 @@ def find_turns(text: str, messages: Sequence[Message]) -> tuple[Turn, ...] | Non
     return tuple(turns)
 
 
-def in_tokens(turns: Sequence[Turn], encoding: Any, text_length: int, tokens: int) -> tuple[Turn, ...]:
+def in_tokens(turns: Sequence[Turn], tokenized: TokenizedText) -> tuple[Turn, ...]:
     """Carry turns from characters to tokens."""
     return tuple(
-        Turn(
-            turn.role,
-            Span(
-                token_at(encoding, turn.span.start, text_length, tokens),
-                token_at(encoding, turn.span.end, text_length, tokens),
-            ),
-        )
-        for turn in turns
+        Turn(turn.role, Span(tokenized.token_at(turn.span.start), tokenized.token_at(turn.span.end))) for turn in turns
     )
 
 
@@ -131,4 +110,6 @@ def count_by_role(turns: Sequence[Turn], labels: NDArray[np.int32]) -> tuple[dic
 
 def after_stop(ids: NDArray[np.int32], start: int, end: int, stop_token_ids: AbstractSet[int]) -> int:
     """Return the place after the first stop token of a run; its end when there is none."""
-    return next((index + 1 for index in range(start, end) if int(ids[index]) in stop_token_ids), end)
+    return next(
+        (place for place, token in enumerate(ids[start:end].tolist(), start + 1) if token in stop_token_ids), end
+    )

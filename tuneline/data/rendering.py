@@ -8,12 +8,12 @@ model is asked for that answer; a template that changes the very prompt it answe
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tuneline.contracts.records import IGNORED_LABEL, Example
+from tuneline.data.encoding import TokenizedText
 from tuneline.data.masks import Span, Turn, after_stop, find_turns, in_tokens, mask_spans
 from tuneline.data.rows import UnusableRow
 from tuneline.data.tokenizer import ChatTokenizer
@@ -74,13 +74,13 @@ class Renderer:
     def render(self, examples: Sequence[Example]) -> list[Rendered | Refused]:
         """Render examples for training, in order; an unstable conversation becomes one row per answer."""
         outcomes = write_out(self.tokenizer, examples, self._learn)
-        encodings = iter(self.tokenizer.encode([written.text for written in _all_written(outcomes)]))
+        tokenized = iter(self.tokenizer.encode([written.text for written in _all_written(outcomes)]))
         rows: list[Rendered | Refused] = []
         for example, outcome in zip(examples, outcomes, strict=True):
             if isinstance(outcome, UnusableRow):
                 rows.append(Refused(example.row_id, str(outcome)))
             else:
-                rows += self._rows(example, [(written, next(encodings)) for written in outcome])
+                rows += self._rows(example, [(written, next(tokenized)) for written in outcome])
         return rows
 
     def render_items(self, examples: Sequence[Example]) -> list[Rendered | Refused]:
@@ -89,20 +89,20 @@ class Renderer:
         Prompt and answer are tokenised apart, as they are when a server reads the one and writes the other.
         """
         outcomes = write_out(self.tokenizer, examples, "last_assistant")
-        encodings = iter(self.tokenizer.encode([half for one in _all_written(outcomes) for half in _halves(one)]))
+        tokenized = iter(self.tokenizer.encode([half for one in _all_written(outcomes) for half in _halves(one)]))
         rows: list[Rendered | Refused] = []
         for example, outcome in zip(examples, outcomes, strict=True):
             if isinstance(outcome, UnusableRow):
                 rows.append(Refused(example.row_id, str(outcome)))
             else:
-                halves = [(next(encodings), next(encodings)) for _ in outcome]
+                halves = [(next(tokenized), next(tokenized)) for _ in outcome]
                 tokens = [self._of_halves(example, prompt, answer) for prompt, answer in halves]
                 altered = any(find_turns(one.text, one.view.messages) is None for one in outcome)
                 rows.append(Rendered(example.row_id, example, tokens[0], _second(tokens), altered=altered))
         return rows
 
-    def _rows(self, example: Example, written: list[tuple[Written, Any]]) -> list[Rendered]:
-        rows = [self._row(example, one, encoding) for one, encoding in written]
+    def _rows(self, example: Example, written: list[tuple[Written, TokenizedText]]) -> list[Rendered]:
+        rows = [self._row(example, one, tokenized) for one, tokenized in written]
         if example.kind == "preference":
             better, worse = rows
             return [replace(better, rejected=worse.tokens, altered=better.altered or worse.altered)]
@@ -110,18 +110,18 @@ class Renderer:
             return rows
         return [replace(row, row_id=f"{row.row_id}/{n}", unrolled=True) for n, row in enumerate(rows, start=1)]
 
-    def _row(self, example: Example, written: Written, encoding: Any) -> Rendered:
-        ids = np.array(encoding.ids, dtype=np.int32)
+    def _row(self, example: Example, written: Written, tokenized: TokenizedText) -> Rendered:
+        ids = tokenized.ids
         if example.text is not None:
             tokens = self._of_text(ids)
             return Rendered(example.row_id, example, tokens, None, (Turn(TEXT_ROLE, Span(0, len(tokens.ids))),))
         # Where everything is learned, users' turns end with stop tokens too.
         stops = self._stops if written.view.learned is not EVERYTHING else frozenset()
-        mask = mask_spans(ids, encoding, len(written.text), written.spans, stops)
+        mask = mask_spans(tokenized, written.spans, stops)
         last = mask.spans[-1] if mask.spans else Span(len(ids), len(ids))
         tokens = Tokens(ids, mask.labels, last.start, last.end)
         turns = find_turns(written.text, written.view.messages)
-        in_ids = in_tokens(turns or (), encoding, len(written.text), len(ids))
+        in_ids = in_tokens(turns or (), tokenized)
         return Rendered(example.row_id, example, tokens, None, in_ids, mask.merged_borders, turns is None)
 
     def _of_text(self, ids: NDArray[np.int32]) -> Tokens:
@@ -132,13 +132,13 @@ class Renderer:
         labels[: len(bos)] = IGNORED_LABEL
         return Tokens(whole, labels, len(bos), len(whole))
 
-    def _of_halves(self, example: Example, prompt: Any, answer: Any) -> Tokens:
+    def _of_halves(self, example: Example, prompt: TokenizedText, answer: TokenizedText) -> Tokens:
         if example.text is not None:
-            tokens = self._of_text(np.array(answer.ids, dtype=np.int32))
+            tokens = self._of_text(answer.ids)
             start = max(1, tokens.answer_start)  # the first token cannot be foretold from nothing
             labels = np.where(np.arange(len(tokens.ids)) < start, IGNORED_LABEL, tokens.labels)
             return Tokens(tokens.ids, labels.astype(np.int32), start, tokens.answer_end)
-        ids = np.array([*prompt.ids, *answer.ids], dtype=np.int32)
+        ids = np.concatenate([prompt.ids, answer.ids])
         start = len(prompt.ids)
         end = after_stop(ids, start, len(ids), self._stops)
         labels = np.full(len(ids), IGNORED_LABEL, dtype=np.int32)

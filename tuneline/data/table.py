@@ -39,7 +39,9 @@ class RowTable:
         """Yield the examples of some rows, as JSON, in that order."""
         texts = self._read().column("example")
         for start in range(0, len(rows), CHUNK_ROWS):
-            yield texts.take(pa.array(rows[start : start + CHUNK_ROWS])).to_pylist()
+            part = rows[start : start + CHUNK_ROWS]
+            span = texts.slice(part[0], part[-1] - part[0] + 1)  # rows are in rising order: never look farther
+            yield (span if len(span) == len(part) else span.take(pa.array(part - part[0]))).to_pylist()
 
     def signatures(self) -> NDArray[np.uint32]:
         """MinHash signatures of all rows, mapped from disk: shape (rows, permutations)."""

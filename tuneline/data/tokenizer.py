@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from tuneline.contracts.errors import UserError
 from tuneline.contracts.records import Message
 from tuneline.contracts.spec import ModelSpec
+from tuneline.data.encoding import Encoder, TokenizedText
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ class ChatTokenizer:
         self.generation_config: Any = GenerationConfig.from_pretrained(base) if has_config else GenerationConfig()
         self.stop_token_ids = self._stop_token_ids()
         self.generation_config.eos_token_id = list(self.stop_token_ids)
+        self._encoder = self._make_encoder()
 
     @property
     def template(self) -> str:
@@ -68,7 +70,7 @@ class ChatTokenizer:
     def opening_token_ids(self) -> tuple[int, ...]:
         """Ids that the tokenizer itself puts before plain text."""
         with_opening = self.tokenizer("a")["input_ids"]
-        return tuple(with_opening[: with_opening.index(self.encode(["a"])[0].ids[0])])
+        return tuple(with_opening[: with_opening.index(int(self.encode(["a"])[0].ids[0]))])
 
     @cached_property
     def special_spelling(self) -> re.Pattern[str]:
@@ -83,25 +85,19 @@ class ChatTokenizer:
         ids = ids[:-1] if ids and ids[-1] in self.stop_token_ids else ids
         return str(self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
-    @cached_property
-    def _backend(self) -> Any:
-        """A copy without post-processing: it adds nothing, and leaves spaces at the start of a token inside of it."""
+    def _make_encoder(self) -> Encoder:
+        """Use a copy without post-processing: it adds nothing, and a token's leading space stays inside of it."""
         from tokenizers import Tokenizer, processors
 
         backend = Tokenizer.from_str(self.tokenizer.backend_tokenizer.to_str())
         backend.no_padding()
         backend.no_truncation()
         backend.post_processor = processors.Sequence([])
-        return backend
+        return Encoder(backend)
 
-    def encode(self, texts: Sequence[str]) -> list[Any]:
-        """Tokenise texts as they stand.
-
-        Returns:
-            One `tokenizers.Encoding` per text: `ids`, and `char_to_token` to find a character's token.
-        """
-        encodings: list[Any] = self._backend.encode_batch(list(texts), add_special_tokens=False)
-        return encodings
+    def encode(self, texts: Sequence[str]) -> list[TokenizedText]:
+        """Tokenise texts as they stand."""
+        return self._encoder.encode(texts)
 
     def write_out(self, prompts: Sequence[Prompt]) -> list[str | Exception]:
         """Apply the chat template; a conversation that it refuses yields the error instead of a text."""

@@ -1,5 +1,6 @@
 """Chunks of rows through functions in processes of their own: in order, and the same whatever their number."""
 
+import gc
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -34,7 +35,7 @@ class Workers:
         """Fork."""
         if self._count > 1:
             os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one thread per worker: the workers share the cores
-            self._pool = ProcessPoolExecutor(self._count, get_context("fork"), signal_on_parent_death)
+            self._pool = ProcessPoolExecutor(self._count, get_context("fork"), _begin)
             self._pool.submit(os.getpid).result()
         return self
 
@@ -52,11 +53,29 @@ class Workers:
             return
         waiting: deque[Future[R]] = deque()
         for chunk in chunks:
-            waiting.append(self._pool.submit(function, chunk))
+            waiting.append(self._pool.submit(_run, function, chunk))
             if len(waiting) >= self._count * WAITING_TASKS:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
+
+
+def _begin() -> None:
+    """Prepare a worker: it ends with its parent, and collects cycles between tasks instead of all the time.
+
+    A chunk makes hundreds of thousands of small objects that live until its end; looking through them again and again
+    took 27 % of the time.
+    """
+    signal_on_parent_death()
+    gc.freeze()
+    gc.disable()
+
+
+def _run(function: Callable[[T], R], chunk: T) -> R:
+    try:
+        return function(chunk)
+    finally:
+        gc.collect()
 
 
 def chunked(rows: Iterable[T], size: int = CHUNK_ROWS) -> Iterator[list[T]]:

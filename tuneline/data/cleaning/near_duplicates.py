@@ -76,12 +76,16 @@ def signatures(texts: Sequence[str]) -> Signatures:
     Returns:
         Array of shape (texts, PERMUTATIONS). A row depends on its text alone, never on its neighbours.
     """
-    return minhash(shingle_hashes(texts))
+    return signatures_of(hashed_words(texts))
 
 
-def shingle_hashes(texts: Sequence[str]) -> HashedRows:
+def signatures_of(words: HashedRows) -> Signatures:
+    """Compute the signatures of texts of which the words are at hand."""
+    return minhash(shingle_hashes(words))
+
+
+def shingle_hashes(words: HashedRows) -> HashedRows:
     """Hash the word 3-grams of each text, or its words when it has fewer than 3."""
-    words = hashed_words(texts)
     return _merged(hashed_runs(words, SHINGLE_WORDS), words)
 
 

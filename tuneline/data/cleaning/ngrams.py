@@ -6,6 +6,7 @@ contamination.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Final, Self
@@ -13,13 +14,15 @@ from typing import Final, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from tuneline.data.cleaning.words import Hashes, hashed_runs, hashed_words
+from tuneline.data.cleaning.words import HashedRows, Hashes, hashed_runs, hashed_words
 
 NGRAM_WORDS: Final = 13
 LEAST_COMMON_ROWS: Final = 10
 """An n-gram in fewer evaluation rows is never taken for a part of their prompt template."""
 PARTITION_BITS: Final = 4
 """The n-grams are sorted in 2**4 parts, one after another, so that sorting needs a 16th of the memory."""
+BEGINNING_BITS: Final = 22
+"""4 MB for a table that a hash is first looked up in; a search among 200,000 n-grams costs 10 times as much."""
 NO_ROW: Final = np.iinfo(np.int64).max
 
 RowNumbers = NDArray[np.uint32]
@@ -75,14 +78,27 @@ class NgramIndex:
         Returns:
             Array of shape (texts,).
         """
-        runs = hashed_runs(hashed_words(texts), NGRAM_WORDS)
-        shared, evaluation_rows = self._look_up(np.sort(runs.hashes))
-        first = np.full(len(texts), NO_ROW)
+        return self.first_hit_of(hashed_words(texts))
+
+    def first_hit_of(self, words: HashedRows) -> NDArray[np.int64]:
+        """Do the same for texts of which the words are at hand."""
+        runs = hashed_runs(words, NGRAM_WORDS)
+        likely = self._beginnings[runs.hashes >> np.uint64(64 - BEGINNING_BITS)]
+        hashes, rows = runs.hashes[likely], runs.rows[likely]
+        shared, evaluation_rows = self._look_up(np.sort(hashes))
+        first = np.full(len(words.offsets) - 1, NO_ROW)
         if len(shared):
-            at = np.minimum(np.searchsorted(shared, runs.hashes), len(shared) - 1)
-            hit = shared[at] == runs.hashes
-            np.minimum.at(first, runs.rows[hit], evaluation_rows[at[hit]])
+            at = np.minimum(np.searchsorted(shared, hashes), len(shared) - 1)
+            hit = shared[at] == hashes
+            np.minimum.at(first, rows[hit], evaluation_rows[at[hit]])
         return np.where(first == NO_ROW, -1, first)
+
+    @cached_property
+    def _beginnings(self) -> NDArray[np.bool_]:
+        """Which beginnings of a hash occur: nearly every hash that is not in the index is turned away by it."""
+        seen = np.zeros(2**BEGINNING_BITS, dtype=np.bool_)
+        seen[self.ngrams >> np.uint64(64 - BEGINNING_BITS)] = True
+        return seen
 
     def _look_up(self, hashes: Hashes) -> tuple[Hashes, NDArray[np.int64]]:
         """Find those of the sorted hashes that are in the index, and their rows.
