@@ -134,7 +134,9 @@ def test_probes_are_the_candidates_answers(evaluated: Evaluated) -> None:
     lines = (evaluated.job.out_dir / EvalReport.PROBES).read_text(encoding="utf-8").splitlines()
     probes = [Probe.model_validate_json(line) for line in lines]
     assert len({probe.id for probe in probes}) == 5
-    expected = {item.row_id: item.answer_ids for item in read_items_of(evaluated.job.inputs["prepared"] / PreparedData.HELD_OUT)}
+    expected = {
+        item.row_id: item.answer_ids for item in read_items_of(evaluated.job.inputs["prepared"] / PreparedData.HELD_OUT)
+    }
     assert [probe.answer_ids for probe in probes] == [expected[probe.id] for probe in probes]
 
 

@@ -12,8 +12,8 @@ import random
 import re
 from bisect import bisect_right
 from collections.abc import Sequence
-from functools import cached_property
-from itertools import accumulate, chain
+from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Protocol, Self
 
 import numpy as np
@@ -71,41 +71,60 @@ class EncodedText:
         return bool(self._encoding.token_to_chars(token)[0] < character)
 
 
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """The words between two special tokens, or one of these: where it begins in characters and in tokens."""
+
+    character: int
+    token: int
+    words: list[str]
+
+
 class RememberedText:
     """A text as its words' ids."""
 
-    def __init__(self, words: list[str], word_ids: list[tuple[int, ...]], backend: Any) -> None:
-        """Join the ids of the words; `backend` is asked where a border falls inside a word."""
-        self._words, self._word_ids, self._backend = words, word_ids, backend
-        self.ids: NDArray[np.int32] = np.fromiter(chain.from_iterable(word_ids), dtype=np.int32)
-
-    @cached_property
-    def _word_starts(self) -> list[int]:
-        return list(accumulate(map(len, self._words), initial=0))
-
-    @cached_property
-    def _token_starts(self) -> list[int]:
-        return list(accumulate(map(len, self._word_ids), initial=0))
+    def __init__(self, pieces: list[Piece], ids: list[int], length: int, memory: "WordMemory") -> None:
+        """Join pieces; `memory` is asked for the ids of a word when a place in the text is looked for."""
+        self._pieces, self._length, self._memory = pieces, length, memory
+        self.ids: NDArray[np.int32] = np.array(ids, dtype=np.int32)
 
     def token_at(self, character: int) -> int:
         """Return the number of the first token that holds the character; of the next one where none does."""
-        word = bisect_right(self._word_starts, character) - 1
-        inside = character - self._word_starts[word]
-        if inside == 0 or word == len(self._words):
-            return self._token_starts[word]
-        return self._token_starts[word] + self._inside(word).token_at(inside)
+        if character >= self._length:
+            return len(self.ids)
+        piece = self._pieces[bisect_right(self._pieces, character, key=_character) - 1]
+        start, token = piece.character, piece.token
+        for word in piece.words:  # borders lie at a piece's beginning or a few words behind it
+            if character == start:
+                return token
+            if character < start + len(word):
+                return token + self._memory.inside(word).token_at(character - start)
+            start, token = start + len(word), token + len(self._memory[word])
+        return token
 
     def begins_before(self, token: int, character: int) -> bool:
         """Whether a token holds characters before this one."""
-        word = bisect_right(self._token_starts, token) - 1
-        start, inside = self._word_starts[word], token - self._token_starts[word]
-        if start >= character or inside == 0:
-            return start < character
-        return self._inside(word).begins_before(inside, character - start)
+        piece = self._pieces[bisect_right(self._pieces, token, key=_token) - 1]
+        start, first = piece.character, piece.token
+        for word in piece.words:
+            size = len(self._memory[word])
+            if token < first + size:
+                inside = token > first and start < character
+                return (
+                    self._memory.inside(word).begins_before(token - first, character - start)
+                    if inside
+                    else start < character
+                )
+            start, first = start + len(word), first + size
+        return start < character
 
-    def _inside(self, word: int) -> EncodedText:
-        text = self._words[word]
-        return EncodedText(self._backend.encode(text, add_special_tokens=False), len(text))
+
+def _character(piece: Piece) -> int:
+    return piece.character
+
+
+def _token(piece: Piece) -> int:
+    return piece.token
 
 
 class Encoder:
@@ -164,16 +183,23 @@ class WordMemory(dict[str, tuple[int, ...]]):
         self._encoded += 1
         if self._encoded % CHECKED_EVERY == 0:
             assert self._agrees(text), f"words from memory differ from the tokenizer's in {text[:200]!r}"
-        words = self._cut(text)
-        return RememberedText(words, list(map(self.__getitem__, words)), self._backend)
+        pieces: list[Piece] = []
+        ids: list[int] = []
+        character = 0
+        for number, part in enumerate(self._special.split(text)):
+            words = [part] if number % 2 else self._pattern.findall(part)
+            pieces.append(Piece(character, len(ids), words))
+            ids.extend(chain.from_iterable(map(self.__getitem__, words)))
+            character += len(part)
+        return RememberedText(pieces, ids, len(text), self)
+
+    def inside(self, word: str) -> EncodedText:
+        """Encode a word so that its characters can be traced."""
+        return EncodedText(self._backend.encode(word, add_special_tokens=False), len(word))
 
     def _cut(self, text: str) -> list[str]:
-        pieces = self._special.split(text)
-        words = self._pattern.findall(pieces[0])
-        for special, piece in zip(pieces[1::2], pieces[2::2], strict=True):
-            words.append(special)
-            words += self._pattern.findall(piece)
-        return words
+        parts = enumerate(self._special.split(text))
+        return [word for number, part in parts for word in ([part] if number % 2 else self._pattern.findall(part))]
 
     def _agrees(self, text: str) -> bool:
         words = self._cut(text)

@@ -45,10 +45,16 @@ def limits_around(limit_tokens: int) -> tuple[int, ...]:
     return tuple(sorted({*POWERS_OF_TWO, limit_tokens}))
 
 
-def lost_by_truncation(labels: NDArray[np.int32], limits_tokens: Sequence[int]) -> NDArray[np.int64]:
-    """Count the learned tokens beyond each limit."""
-    places = np.flatnonzero(labels != IGNORED_LABEL)
-    return len(places) - np.searchsorted(places, limits_tokens)
+def lost_by_truncation(rows: Sequence[NDArray[np.int32]], limits_tokens: Sequence[int]) -> NDArray[np.int64]:
+    """Count the learned tokens beyond each limit, over rows of labels."""
+    if not rows:
+        return np.zeros(len(limits_tokens), dtype=np.int64)
+    lengths = [len(labels) for labels in rows]
+    starts = np.repeat(np.cumsum([0, *lengths[:-1]]), lengths)
+    learned = np.concatenate(rows) != IGNORED_LABEL
+    places = np.arange(len(learned))[learned] - starts[learned]
+    within = np.bincount(np.searchsorted(limits_tokens, places, side="right"), minlength=len(limits_tokens) + 1)
+    return np.asarray(len(places) - np.cumsum(within)[:-1], dtype=np.int64)
 
 
 def limit_costs(

@@ -110,6 +110,5 @@ def count_by_role(turns: Sequence[Turn], labels: NDArray[np.int32]) -> tuple[dic
 
 def after_stop(ids: NDArray[np.int32], start: int, end: int, stop_token_ids: AbstractSet[int]) -> int:
     """Return the place after the first stop token of a run; its end when there is none."""
-    return next(
-        (place for place, token in enumerate(ids[start:end].tolist(), start + 1) if token in stop_token_ids), end
-    )
+    places = [np.flatnonzero(ids[start:end] == stop)[:1] for stop in stop_token_ids]
+    return min((start + int(place[0]) + 1 for place in places if len(place)), default=end)

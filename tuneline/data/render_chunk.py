@@ -172,8 +172,7 @@ def _words(example: Example) -> list[str]:
 def _measure_before(facts: Facts, rows: Sequence[Rendered], limits_tokens: Sequence[int]) -> None:
     facts.lengths_before.append(np.array([len(row.tokens.ids) for row in rows], dtype=np.int32))
     facts.learned_before.append(np.array([row.tokens.learned for row in rows], dtype=np.int32))
-    for row in rows:
-        facts.lost = facts.lost + lost_by_truncation(row.tokens.labels, limits_tokens)
+    facts.lost = lost_by_truncation([row.tokens.labels for row in rows], limits_tokens)
 
 
 def _measure_after(facts: Facts, rows: Sequence[Rendered], tokenizer: ChatTokenizer) -> None:
