@@ -22,7 +22,8 @@ from tuneline.data.ledger import Loss
 from tuneline.data.rows import SourceRow, UnreadableRow, UnusableRow
 
 UNUSABLE = "cannot be used"
-EXAMPLES_SCHEMA = pa.schema([("row_id", pa.string()), ("example", pa.large_string())])
+EXAMPLES_SCHEMA = pa.schema([("row_id", pa.string()), ("example", pa.large_string()), ("text", pa.large_string())])
+"""`example` is JSON, `text` all the words in it."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ def convert(conversion: Conversion, rows: Sequence[SourceRow | UnreadableRow]) -
         characters=np.array([len(text) for text in texts], dtype=np.int64),
     )
     return Converted(
-        examples=_batch(clean),
+        examples=_batch(clean, texts),
         columns=columns,
         signatures=signatures(texts) if conversion.signatures else None,
         kinds=Counter(example.kind for example in clean),
@@ -143,8 +144,8 @@ def _time(text: str) -> float:
     return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
 
 
-def _batch(examples: Sequence[Example]) -> pa.RecordBatch:
-    columns = [[example.row_id for example in examples], [example.model_dump_json() for example in examples]]
+def _batch(examples: Sequence[Example], texts: list[str]) -> pa.RecordBatch:
+    columns = [[example.row_id for example in examples], [example.model_dump_json() for example in examples], texts]
     arrays = [pa.array(column, field.type) for column, field in zip(columns, EXAMPLES_SCHEMA, strict=True)]
     return pa.RecordBatch.from_arrays(arrays, schema=EXAMPLES_SCHEMA)
 

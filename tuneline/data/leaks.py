@@ -9,15 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tuneline.contracts.receipt import LeakLine
-from tuneline.contracts.records import Example
 from tuneline.data.cleaning.near_duplicates import first_match, signatures, signatures_of
 from tuneline.data.cleaning.ngrams import NGRAM_WORDS, NgramIndex
-from tuneline.data.cleaning.texts import text_of
 from tuneline.data.cleaning.words import hashed_words
 from tuneline.data.ledger import Loss, Tally
 from tuneline.data.splitting import Keys
 from tuneline.data.stage import Stage, spoken
-from tuneline.data.table import RowTable
+from tuneline.data.table import Part, RowTable
 
 SAME_PROMPT = "same prompt"
 SAME_RUN = f"{NGRAM_WORDS} words in a row"
@@ -106,7 +104,7 @@ def report_leaks(stage: Stage, training: Sequence[Selection], evaluation: Select
 def _find(stage: Stage, train: Selection, reference: Reference, evaluation: Selection) -> Leaks:
     ngram, similar = [np.empty(0, dtype=np.int64)], [np.empty(0, dtype=np.int64)]
     done = 0
-    for hits in stage.workers.map(partial(_compare, reference), train.table.chunks(train.rows)):
+    for hits in stage.workers.map(partial(_compare, reference), train.table.parts(train.rows)):
         ngram.append(hits.ngram)
         similar.append(hits.similar)
         done += len(hits.ngram)
@@ -115,10 +113,9 @@ def _find(stage: Stage, train: Selection, reference: Reference, evaluation: Sele
     return Leaks(exact, np.concatenate(ngram), np.concatenate(similar))
 
 
-def _compare(reference: Reference, examples: Sequence[str]) -> "Hits":
-    texts = [text_of(Example.model_validate_json(text)) for text in examples]
+def _compare(reference: Reference, part: Part) -> Hits:
     index, others = _load(reference)
-    words = hashed_words(texts)
+    words = hashed_words(part.texts())
     return Hits(index.first_hit_of(words), first_match(signatures_of(words), others, reference.similarity))
 
 
@@ -128,10 +125,7 @@ def _load(reference: Reference) -> tuple[NgramIndex, NDArray[np.uint32]]:
 
 
 def _write_reference(stage: Stage, evaluation: Selection) -> tuple[Reference, int]:
-    texts = [
-        [text_of(Example.model_validate_json(text)) for text in chunk]
-        for chunk in evaluation.table.chunks(evaluation.rows)
-    ]
+    texts = [part.texts() for part in evaluation.table.parts(evaluation.rows)]
     reference = Reference(
         ngrams=stage.folder / f"{evaluation.data_set}.ngrams",
         signatures=stage.folder / f"{evaluation.data_set}.minhash.npy",

@@ -19,6 +19,7 @@ from tuneline.data.lengths import fit, limits_around, lost_by_truncation
 from tuneline.data.masks import count_by_role
 from tuneline.data.prepared_rows import item_batch, row_batch
 from tuneline.data.rendering import Refused, Rendered, Renderer
+from tuneline.data.table import Part
 from tuneline.data.tokenizer import ChatTokenizer
 
 NOT_RENDERED = "the template cannot render it"
@@ -99,10 +100,10 @@ class RenderedChunk:
     samples: list[Sample]
 
 
-def render(rendering: Rendering, examples: Sequence[str]) -> RenderedChunk:
-    """Render a chunk of examples (as JSON), check the masks, and fit the lengths."""
+def render(rendering: Rendering, part: Part) -> RenderedChunk:
+    """Render some examples, check the masks, and fit the lengths."""
     renderer = rendering.renderer
-    parsed = [Example.model_validate_json(text) for text in examples]
+    parsed = [Example.model_validate_json(text) for text in part.examples()]
     outcomes = renderer.render_items(parsed) if rendering.items else renderer.render(parsed)
     refused = [Loss(row.row_id, NOT_RENDERED, row.why) for row in outcomes if isinstance(row, Refused)]
     rendered = [row for row in outcomes if isinstance(row, Rendered)]
@@ -126,7 +127,7 @@ def render(rendering: Rendering, examples: Sequence[str]) -> RenderedChunk:
     _measure_after(facts, kept, renderer.tokenizer)
     batch = item_batch(kept, renderer.tokenizer.answer_text) if rendering.items else row_batch(kept)
     samples = [mask_lens(row, renderer.tokenizer) for row in kept[:SHOWN_SAMPLES]]
-    return RenderedChunk(batch, facts, len(examples), refused, too_long, cut, noted, samples)
+    return RenderedChunk(batch, facts, len(parsed), refused, too_long, cut, noted, samples)
 
 
 def mask_lens(row: Rendered, tokenizer: ChatTokenizer) -> Sample:

@@ -67,7 +67,7 @@ def _render_selection(
     fitted = stage.ledger.open(selection.data_set, "fit the length", 0)
     rendered.tokens_out = fitted.tokens_out = 0
     done = 0
-    for chunk in stage.workers.map(partial(render, rendering), selection.table.chunks(selection.rows)):
+    for chunk in stage.workers.map(partial(render, rendering), selection.table.parts(selection.rows)):
         writer.write_batch(chunk.batch)
         _account(stage, rendered, fitted, chunk)
         _add(whole, chunk)

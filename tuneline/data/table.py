@@ -6,6 +6,7 @@
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,29 @@ from numpy.typing import NDArray
 from tuneline.data.cleaning.near_duplicates import PERMUTATIONS
 from tuneline.data.converting import EXAMPLES_SCHEMA, Columns, Converted
 from tuneline.data.workers import CHUNK_ROWS
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some rows of a table, for whoever works on them: a worker reads them from the file itself."""
+
+    path: Path
+    rows: NDArray[np.int64]
+    """In rising order."""
+
+    def examples(self) -> list[str]:
+        """The rows' examples, as JSON."""
+        return self._read("example")
+
+    def texts(self) -> list[str]:
+        """All the words of each row."""
+        return self._read("text")
+
+    def _read(self, column: str) -> list[str]:
+        first, last = self.rows[0], self.rows[-1]
+        span = _open(self.path).column(column).slice(first, last - first + 1)  # the others are not looked at
+        texts: list[str] = (span if len(span) == len(self.rows) else span.take(pa.array(self.rows - first))).to_pylist()
+        return texts
 
 
 @dataclass(frozen=True)
@@ -32,26 +56,18 @@ class RowTable:
 
     def names(self, rows: NDArray[np.int64]) -> list[str]:
         """Row ids of some rows."""
-        ids: list[str] = self._read().column("row_id").take(pa.array(rows)).to_pylist()
+        ids: list[str] = _open(self.path).column("row_id").take(pa.array(rows)).to_pylist()
         return ids
 
-    def chunks(self, rows: NDArray[np.int64]) -> Iterator[list[str]]:
-        """Yield the examples of some rows, as JSON, in that order."""
-        texts = self._read().column("example")
-        for start in range(0, len(rows), CHUNK_ROWS):
-            part = rows[start : start + CHUNK_ROWS]
-            span = texts.slice(part[0], part[-1] - part[0] + 1)  # rows are in rising order: never look farther
-            yield (span if len(span) == len(part) else span.take(pa.array(part - part[0]))).to_pylist()
+    def parts(self, rows: NDArray[np.int64]) -> Iterator[Part]:
+        """Cut rows into parts for the workers."""
+        return (Part(self.path, rows[start : start + CHUNK_ROWS]) for start in range(0, len(rows), CHUNK_ROWS))
 
     def signatures(self) -> NDArray[np.uint32]:
         """MinHash signatures of all rows, mapped from disk: shape (rows, permutations)."""
         if len(self) == 0:
             return np.empty((0, PERMUTATIONS), dtype=np.uint32)
         return np.memmap(_signatures(self.path), dtype=np.uint32, mode="r", shape=(len(self), PERMUTATIONS))
-
-    def _read(self) -> pa.Table:
-        with pa.memory_map(str(self.path)) as mapped:
-            return pa.ipc.open_file(mapped).read_all()
 
 
 class TableWriter:
@@ -84,6 +100,13 @@ class TableWriter:
             for field in fields(Columns)
         }
         return RowTable(self._path, Columns(**joined), np.concatenate(self._sources), self._kinds)
+
+
+@lru_cache(maxsize=4)
+def _open(path: Path) -> pa.Table:
+    """Map a finished file into memory."""
+    with pa.memory_map(str(path)) as mapped:
+        return pa.ipc.open_file(mapped).read_all()
 
 
 def _signatures(path: Path) -> Path:
