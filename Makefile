@@ -46,6 +46,8 @@ test-long: install serving-base ## the rest
 bench: install serving-base ## measure speed and memory; results that matter go to benchmarks/RESULTS.md
 	$(BIN)/python -m benchmarks.orchestration
 	$(BIN)/python -m benchmarks.imports
+	$(BIN)/python -m benchmarks.near_duplicates
+	$(BIN)/python -m benchmarks.data_preparation --rows 20000
 
 lock: ## resolve pyproject.toml afresh and pin what comes out
 	rm -rf .venv-lock

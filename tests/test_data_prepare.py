@@ -343,6 +343,19 @@ def test_long_rows_are_dropped_cut_or_split_as_asked_and_counted(
     assert "train.jsonl:1" in (*step.dropped, *step.noted)[0].examples[0]
 
 
+def test_a_text_of_ten_megabytes_is_one_row_that_is_too_long(tmp_path: Path, base: Path) -> None:
+    rows = [*questions(40), {"prompt": "red kitchen " * 850_000, "completion": "green"}]
+    outcome = prepare(
+        tmp_path,
+        base,
+        train=write_rows(tmp_path / "train.jsonl", rows),
+        held_out=write_rows(tmp_path / "held.jsonl", questions(5, start=90)),
+        over_length="drop",
+    )
+    assert outcome.dropped == [("train.jsonl:41", "fit the length", "too long")]
+    assert outcome.receipt.lengths.max < 20
+
+
 def test_a_conversation_with_two_bos_tokens_is_never_trained(tmp_path: Path, base: Path) -> None:
     folder = tmp_path / "bos"
     tokenizer = AutoTokenizer.from_pretrained(base)

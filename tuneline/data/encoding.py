@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 CHECKED_EVERY = 256
+PROBED_PIECES = 2_000
 REMEMBERED_WORDS = 400_000
 """Some 100 MB; beyond it the memory is emptied and begins afresh."""
 
@@ -167,7 +168,8 @@ class WordMemory(dict[str, tuple[int, ...]]):
         contents = sorted((token["content"] for token in facts["added_tokens"]), key=lambda text: (-len(text), text))
         special = re.compile(f"({'|'.join(map(re.escape, contents))})" if contents else r"((?!))")
         memory = cls(backend, pattern, special)
-        return memory if all(memory._agrees(text) for text in _probes(contents)) else None
+        probes = [*_probes(contents), *_probes_of_vocabulary(backend)]
+        return memory if all(memory._agrees(text) for text in probes) else None
 
     def __missing__(self, word: str) -> tuple[int, ...]:
         """Ask the tokenizer for a new word."""
@@ -248,3 +250,11 @@ def _probes(special: Sequence[str]) -> list[str]:
     texts = ["".join(f"{before}{one}{after}" for one in letters) for before in company for after in company[:3]]
     rng = random.Random(0)
     return texts + ["".join(rng.choices(letters + company * 20, k=200)) for _ in range(50)]
+
+
+def _probes_of_vocabulary(backend: Any) -> list[str]:
+    """Texts of the tokenizer's own pieces, side by side and apart: a wrong cut breaks up what it knows."""
+    size = backend.get_vocab_size()
+    pieces = [backend.decode([token]) for token in range(0, size, max(1, size // PROBED_PIECES))]
+    known = [piece for piece in pieces if KNOWN_TEXT.fullmatch(piece)]
+    return [joint.join(known[start : start + 50]) for joint in ("", " ", "a") for start in range(0, len(known), 50)]

@@ -40,8 +40,7 @@ def without_repeats(stage: Stage, selection: Selection) -> Selection:
         first = splitting.first_of(selection.table.columns.whole_keys[selection.rows])
         selection = _drop_repeats(stage, selection, "drop duplicates", REPEAT, first)
     if cleaning.near_duplicates != "off":
-        signatures = selection.table.signatures()[selection.rows]
-        first = first_of_cluster(signatures, cleaning.similarity)
+        first = first_of_cluster(selection.table.signatures(selection.rows), cleaning.similarity)
         if cleaning.near_duplicates == "drop":
             selection = _drop_repeats(stage, selection, "drop near-duplicates", NEAR_REPEAT, first)
         else:

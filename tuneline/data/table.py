@@ -1,6 +1,7 @@
 """The rows of a data set between reading and rendering: text on disk, keys in memory.
 
-5 million rows take 0.2 GB of memory; an example is read again by its number.
+5 million rows take 0.2 GB of memory; an example is read again by its number. Files are read, not mapped: pages of a
+mapped file would count as memory, and there are gigabytes of them.
 """
 
 from collections import Counter
@@ -8,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,14 +19,19 @@ from tuneline.data.cleaning.near_duplicates import PERMUTATIONS
 from tuneline.data.converting import EXAMPLES_SCHEMA, Columns, Converted
 from tuneline.data.workers import CHUNK_ROWS
 
+COPIED_AT_ONCE = 100_000
+"""Rows whose signatures are copied together: 51 MB."""
+
 
 @dataclass(frozen=True)
 class Part:
     """Some rows of a table, for whoever works on them: a worker reads them from the file itself."""
 
     path: Path
+    batches: range
+    """Record batches of the file that hold the rows."""
     rows: NDArray[np.int64]
-    """In rising order."""
+    """Numbers of the rows, in rising order, counted from the first of these batches."""
 
     def examples(self) -> list[str]:
         """The rows' examples, as JSON."""
@@ -34,11 +41,15 @@ class Part:
         """All the words of each row."""
         return self._read("text")
 
+    def names(self) -> list[str]:
+        """The rows' ids."""
+        return self._read("row_id")
+
     def _read(self, column: str) -> list[str]:
-        first, last = self.rows[0], self.rows[-1]
-        span = _open(self.path).column(column).slice(first, last - first + 1)  # the others are not looked at
-        texts: list[str] = (span if len(span) == len(self.rows) else span.take(pa.array(self.rows - first))).to_pylist()
-        return texts
+        reader = _open(self.path, column)
+        found = pa.chunked_array([reader.get_batch(number).column(0) for number in self.batches])
+        values: list[str] = (found if len(found) == len(self.rows) else found.take(pa.array(self.rows))).to_pylist()
+        return values
 
 
 @dataclass(frozen=True)
@@ -49,25 +60,37 @@ class RowTable:
     columns: Columns
     sources: NDArray[np.int16]
     kinds: Counter[str]
+    batch_starts: NDArray[np.int64]
+    """Number of the first row of each record batch, and after them the number of rows."""
 
     def __len__(self) -> int:
         """Count the rows."""
         return len(self.sources)
 
     def names(self, rows: NDArray[np.int64]) -> list[str]:
-        """Row ids of some rows."""
-        ids: list[str] = _open(self.path).column("row_id").take(pa.array(rows)).to_pylist()
-        return ids
+        """Row ids of some rows, in any order, the same row as often as it is asked for."""
+        rising, places = np.unique(rows, return_inverse=True)
+        found = [name for part in self.parts(rising) for name in part.names()]
+        return [found[place] for place in places.tolist()]
 
     def parts(self, rows: NDArray[np.int64]) -> Iterator[Part]:
-        """Cut rows into parts for the workers."""
-        return (Part(self.path, rows[start : start + CHUNK_ROWS]) for start in range(0, len(rows), CHUNK_ROWS))
+        """Cut rows, which are in rising order, into parts for the workers."""
+        for start in range(0, len(rows), CHUNK_ROWS):
+            chunk = rows[start : start + CHUNK_ROWS]
+            first, last = np.searchsorted(self.batch_starts, [chunk[0], chunk[-1]], side="right") - 1
+            yield Part(self.path, range(first, last + 1), chunk - self.batch_starts[first])
 
-    def signatures(self) -> NDArray[np.uint32]:
-        """MinHash signatures of all rows, mapped from disk: shape (rows, permutations)."""
-        if len(self) == 0:
+    def signatures(self, rows: NDArray[np.int64]) -> NDArray[np.uint32]:
+        """MinHash signatures of some rows, mapped from disk: shape (rows, permutations)."""
+        if len(rows) == 0:
             return np.empty((0, PERMUTATIONS), dtype=np.uint32)
-        return np.memmap(_signatures(self.path), dtype=np.uint32, mode="r", shape=(len(self), PERMUTATIONS))
+        whole = np.memmap(_signatures(self.path), dtype=np.uint32, mode="r", shape=(len(self), PERMUTATIONS))
+        if len(rows) == len(self):
+            return whole
+        chosen = np.memmap(self.path.with_suffix(".chosen"), np.uint32, "w+", shape=(len(rows), PERMUTATIONS))
+        for start in range(0, len(rows), COPIED_AT_ONCE):
+            chosen[start : start + COPIED_AT_ONCE] = whole[rows[start : start + COPIED_AT_ONCE]]
+        return chosen
 
 
 class TableWriter:
@@ -99,14 +122,15 @@ class TableWriter:
             field.name: np.concatenate([getattr(columns, field.name) for columns in self._columns])
             for field in fields(Columns)
         }
-        return RowTable(self._path, Columns(**joined), np.concatenate(self._sources), self._kinds)
+        starts = np.cumsum([0, *(len(sources) for sources in self._sources)])
+        return RowTable(self._path, Columns(**joined), np.concatenate(self._sources), self._kinds, starts)
 
 
-@lru_cache(maxsize=4)
-def _open(path: Path) -> pa.Table:
-    """Map a finished file into memory."""
-    with pa.memory_map(str(path)) as mapped:
-        return pa.ipc.open_file(mapped).read_all()
+@lru_cache(maxsize=8)
+def _open(path: Path, column: str) -> Any:
+    """Open a finished file to read one column of it."""
+    options = pa.ipc.IpcReadOptions(included_fields=[EXAMPLES_SCHEMA.get_field_index(column)], use_threads=False)
+    return pa.ipc.open_file(pa.OSFile(str(path)), options=options)
 
 
 def _signatures(path: Path) -> Path:

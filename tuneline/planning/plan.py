@@ -35,6 +35,9 @@ def make_plan(spec: RunSpec, shape: ModelShape, data: PreparedData, machine: Mac
         raise UserError.of(
             "no training rows are left", "data.train", "the receipt of prepare says why rows were dropped"
         )
+    if data.kind != "conversation":
+        fix = "`tuneline data inspect` shows them; training takes conversations"
+        raise UserError.of(f"the rows are of kind {data.kind}: nothing here trains on those yet", "data.format", fix)
     device = device_of(spec.budget, machine)
     limit_bytes = memory_limit_bytes(spec.budget, device)
     problems = request_problems(spec, shape, data, device)
