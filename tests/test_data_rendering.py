@@ -257,6 +257,19 @@ def test_plain_text_is_learned_whole_and_ends_with_the_tokenizers_end(base: Path
     assert item.tokens.learned == len(item.tokens.ids) - 1
 
 
+def test_an_item_asks_for_its_last_answer_whatever_the_weights_and_refuses_a_row_that_asks_nothing(
+    base: Path, tmp_path: Path
+) -> None:
+    chats = renderer(base, tmp_path)
+    example = chat(*TWO_TURNS)
+    messages = tuple(message.model_copy(update={"weight": 0}) for message in example.messages)
+    greeting = chat(("assistant", "hello"))
+    rows = chats.render_items([example.model_copy(update={"messages": messages}), greeting])
+    assert isinstance(rows[0], Rendered)
+    assert learned(rows[0].tokens, chats) == "blue garden<|end|>"
+    assert rows[1] == Refused("rows.jsonl:1", "it asks nothing: there is no answer after a prompt")
+
+
 def test_tokens_are_counted_by_whose_words_they_are(base: Path, tmp_path: Path) -> None:
     chats = renderer(base, tmp_path)
     row = sound(chats.render([chat(*TWO_TURNS)]))[0]

@@ -103,31 +103,59 @@ class RenderedChunk:
 def render(rendering: Rendering, part: Part) -> RenderedChunk:
     """Render some examples, check the masks, and fit the lengths."""
     renderer = rendering.renderer
+    tokenizer = renderer.tokenizer
     parsed = [Example.model_validate_json(text) for text in part.examples()]
     outcomes = renderer.render_items(parsed) if rendering.items else renderer.render(parsed)
-    refused = [Loss(row.row_id, NOT_RENDERED, row.why) for row in outcomes if isinstance(row, Refused)]
-    rendered = [row for row in outcomes if isinstance(row, Rendered)]
-    faults = [_fault(row, renderer.tokenizer) for row in rendered]
-    refused += [Loss(row.row_id, fault) for row, fault in zip(rendered, faults, strict=True) if fault]
-    sound = [row for row, fault in zip(rendered, faults, strict=True) if not fault]
-    facts, noted = Facts(), _remarks(sound, renderer.tokenizer)
-    kept: list[Rendered] = []
-    too_long: list[Loss] = []
-    cut: list[Loss] = []
+    sound, refused = _sound(outcomes, tokenizer)
+    facts = Facts()
     _measure_before(facts, sound, limits_around(rendering.max_length_tokens))
+    kept, too_long, cut = _fitted(sound, rendering)
+    facts.learned_too_long = sum(row.tokens.learned for row in too_long)
+    _measure_after(facts, kept, tokenizer)
+    return RenderedChunk(
+        batch=item_batch(kept, tokenizer.answer_text) if rendering.items else row_batch(kept),
+        facts=facts,
+        examples=len(parsed),
+        refused=refused,
+        too_long=[_long(row, TOO_LONG) for row in too_long],
+        cut=[_long(row, CUT) for row in cut],
+        noted=_remarks(sound, tokenizer),
+        samples=[mask_lens(row, tokenizer) for row in kept[:SHOWN_SAMPLES]],
+    )
+
+
+def _sound(outcomes: Sequence[Rendered | Refused], tokenizer: ChatTokenizer) -> tuple[list[Rendered], list[Loss]]:
+    """Part the rows that can be trained on from those that cannot, with the reason."""
+    sound: list[Rendered] = []
+    refused: list[Loss] = []
+    for row in outcomes:
+        if isinstance(row, Refused):
+            refused.append(Loss(row.row_id, NOT_RENDERED, row.why))
+        elif fault := _fault(row, tokenizer):
+            refused.append(Loss(row.row_id, fault))
+        else:
+            sound.append(row)
+    return sound, refused
+
+
+def _fitted(rows: Sequence[Rendered], rendering: Rendering) -> tuple[list[Rendered], list[Rendered], list[Rendered]]:
+    """Fit rows to the limit: those that are left, those that were dropped, and those that were cut."""
     policy = "drop" if rendering.items and rendering.over_length in ("split", "error") else rendering.over_length
-    for row in sound:
+    kept: list[Rendered] = []
+    too_long: list[Rendered] = []
+    cut: list[Rendered] = []
+    for row in rows:
         fitted = fit(row, rendering.max_length_tokens, policy)
         kept += fitted.rows
         if not fitted.rows:
-            too_long.append(Loss(row.row_id, TOO_LONG, f"{len(row.tokens.ids):,} tokens"))
-            facts.learned_too_long += row.tokens.learned
+            too_long.append(row)
         elif fitted.cut:
-            cut.append(Loss(row.row_id, CUT, f"{len(row.tokens.ids):,} tokens"))
-    _measure_after(facts, kept, renderer.tokenizer)
-    batch = item_batch(kept, renderer.tokenizer.answer_text) if rendering.items else row_batch(kept)
-    samples = [mask_lens(row, renderer.tokenizer) for row in kept[:SHOWN_SAMPLES]]
-    return RenderedChunk(batch, facts, len(parsed), refused, too_long, cut, noted, samples)
+            cut.append(row)
+    return kept, too_long, cut
+
+
+def _long(row: Rendered, reason: str) -> Loss:
+    return Loss(row.row_id, reason, f"{len(row.tokens.ids):,} tokens")
 
 
 def mask_lens(row: Rendered, tokenizer: ChatTokenizer) -> Sample:
@@ -183,4 +211,4 @@ def _measure_after(facts: Facts, rows: Sequence[Rendered], tokenizer: ChatTokeni
         facts.by_role.update(by_role)
         facts.learned_by_role.update(learned_by_role)
         facts.learned += sum(learned_by_role.values())
-        facts.ends_with_stop += int(row.tokens.ids[row.tokens.answer_end - 1]) in tokenizer.stop_token_ids
+        facts.ends_with_stop += row.tokens.last_learned in tokenizer.stop_token_ids

@@ -17,7 +17,7 @@ from tuneline.data.encoding import TokenizedText
 from tuneline.data.masks import Span, Turn, after_stop, find_turns, in_tokens, mask_spans
 from tuneline.data.rows import UnusableRow
 from tuneline.data.tokenizer import ChatTokenizer
-from tuneline.data.views import EVERYTHING
+from tuneline.data.views import ASKED, EVERYTHING
 from tuneline.data.writing import Outcome, Written, write_out
 
 TEXT_ROLE = "text"
@@ -37,6 +37,11 @@ class Tokens:
     def learned(self) -> int:
         """Number of tokens that carry a label."""
         return int(np.count_nonzero(self.labels != IGNORED_LABEL))
+
+    @property
+    def last_learned(self) -> int:
+        """Id of the last token that carries a label; there is one."""
+        return int(self.labels[self.labels != IGNORED_LABEL][-1])
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +93,7 @@ class Renderer:
 
         Prompt and answer are tokenised apart, as they are when a server reads the one and writes the other.
         """
-        outcomes = write_out(self.tokenizer, examples, "last_assistant")
+        outcomes = [_asked(outcome) for outcome in write_out(self.tokenizer, examples, ASKED)]
         tokenized = iter(self.tokenizer.encode([half for one in _all_written(outcomes) for half in _halves(one)]))
         rows: list[Rendered | Refused] = []
         for example, outcome in zip(examples, outcomes, strict=True):
@@ -148,6 +153,13 @@ class Renderer:
 
 def _all_written(outcomes: Sequence[Outcome]) -> list[Written]:
     return [written for outcome in outcomes if not isinstance(outcome, UnusableRow) for written in outcome]
+
+
+def _asked(outcome: Outcome) -> Outcome:
+    """Refuse a row that asks nothing: one without an answer after a prompt."""
+    if isinstance(outcome, UnusableRow) or all(written.spans for written in outcome):
+        return outcome
+    return UnusableRow("it asks nothing: there is no answer after a prompt")
 
 
 def _halves(written: Written) -> tuple[str, str]:

@@ -14,6 +14,8 @@ from tuneline.data.tokenizer import Prompt
 SHOWN_CHARACTERS = 40
 """Text after the place where two renderings part, in an error."""
 
+ASKED = "asked"
+"""What is learned of an evaluation's row, where no `data.learn` and no weight counts: the answer that ends it."""
 EVERYTHING = None
 """`View.learned` when no message is left out: the whole text is learned, the template's own words too."""
 
@@ -50,6 +52,8 @@ def learned_messages(messages: Sequence[Message], learn: str) -> tuple[int, ...]
     An assistant turn that opens a conversation answers nothing, so only a weight makes it learned.
     """
     answers = [index for index, message in enumerate(messages) if message.role == "assistant" and index > 0]
+    if learn == ASKED:
+        return tuple(answers[-1:]) if messages[-1].role == "assistant" else ()
     chosen = {"assistant": set(answers), "last_assistant": set(answers[-1:]), "all": set(range(len(messages)))}[learn]
     learned = tuple(
         index
