@@ -1,7 +1,9 @@
 """The rows of every data set of a run, read and chosen, before anything is tokenised."""
 
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 
@@ -9,7 +11,7 @@ from tuneline.contracts.errors import UserError
 from tuneline.contracts.hashing import HashCache
 from tuneline.contracts.receipt import LeakLine
 from tuneline.data import selecting
-from tuneline.data.leaks import Selection, report_leaks
+from tuneline.data.leaks import Leaking, Selection, report_leaks
 from tuneline.data.ledger import Loss, Tally
 from tuneline.data.reading import read_table
 from tuneline.data.splitting import replay_count
@@ -85,24 +87,34 @@ def _leaks(
 ) -> tuple[list[Selection], tuple[LeakLine, ...]]:
     """Compare training with evaluation rows, and do as `data.leaks` says."""
     lines: list[LeakLine] = []
-    drops = [np.zeros(len(selection.rows), dtype=np.bool_) for selection in training]
-    losses: list[list[Loss]] = [[] for _ in training]
+    by_selection: list[list[Leaking]] = [[] for _ in training]
     for one in evaluation:
         line, leaking = report_leaks(stage, training, one)
         lines.append(line)
-        for number, found in enumerate(leaking):
-            drops[number] |= found.flags
-            losses[number] += found.losses
+        for found, of_selection in zip(leaking, by_selection, strict=True):
+            of_selection.append(found)
+    drops = [np.any([found.flags for found in of_selection], axis=0) for of_selection in by_selection]
     if not any(drop.any() for drop in drops) or stage.spec.leaks == "report":
         return training, tuple(lines)
     if stage.spec.leaks == "fail":
         tally = Tally()
-        tally.add(loss for found in losses for loss in found)
+        for found in chain.from_iterable(by_selection):
+            found.count(tally)
         what = f"{sum(int(drop.sum()) for drop in drops):,} training rows stand in an evaluation set too"
         fix = "set data.leaks to drop_from_train or report, or mend the files"
         raise refusal(what, "data.leaks", tally, tuple(tally.rows), fix)
     kept = [
-        selecting.dropped(stage, selection, "drop leaks", drop, selecting.once_each(found))
-        for selection, drop, found in zip(training, drops, losses, strict=True)
+        selecting.dropped(stage, selection, "drop leaks", drop, _once_each(of_selection))
+        for selection, drop, of_selection in zip(training, drops, by_selection, strict=True)
     ]
     return kept, tuple(lines)
+
+
+def _once_each(leaking: list[Leaking]) -> Iterator[Loss]:
+    """Name each leaking row once, though it may leak into two sets."""
+    named: set[str] = set()
+    for loss in chain.from_iterable(found.once_each() for found in leaking):
+        if loss.row_id not in named:
+            yield loss
+        if len(leaking) > 1:
+            named.add(loss.row_id)

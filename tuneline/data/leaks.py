@@ -1,6 +1,6 @@
 """Training rows that stand in an evaluation set too: by the same prompt, a run of 13 words, or likeness as a whole."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from tuneline.contracts.receipt import LeakLine
+from tuneline.contracts.receipt import SHOWN_EXAMPLES, LeakLine
 from tuneline.data.cleaning.near_duplicates import first_match, signatures, signatures_of
 from tuneline.data.cleaning.ngrams import NGRAM_WORDS, NgramIndex
 from tuneline.data.cleaning.words import hashed_words
@@ -20,6 +20,7 @@ from tuneline.data.table import Part, RowTable
 SAME_PROMPT = "same prompt"
 SAME_RUN = f"{NGRAM_WORDS} words in a row"
 ALIKE = "near-duplicate"
+NAMED_AT_ONCE = 100_000
 
 
 @dataclass(frozen=True)
@@ -47,10 +48,45 @@ class Leaks:
 
 @dataclass(frozen=True)
 class Leaking:
-    """The rows of a training selection that repeat an evaluation row: which, and by name and way."""
+    """What leaks of a training selection into an evaluation set; named on demand, since it may be every row."""
 
-    flags: NDArray[np.bool_]
-    losses: list[Loss]
+    train: Selection
+    evaluation: Selection
+    leaks: Leaks
+
+    @property
+    def ways(self) -> dict[str, NDArray[np.int64]]:
+        """The evaluation row that each training row repeats, by way; -1 for none."""
+        return {SAME_PROMPT: self.leaks.exact, SAME_RUN: self.leaks.ngram, ALIKE: self.leaks.similar}
+
+    @property
+    def flags(self) -> NDArray[np.bool_]:
+        """Rows that repeat something."""
+        return np.asarray(np.any([column >= 0 for column in self.ways.values()], axis=0))
+
+    def losses(self, way: str, rows: NDArray[np.int64]) -> Iterator[Loss]:
+        """Name some leaking rows (places in the selection) and what they repeat."""
+        column = self.ways[way]
+        for start in range(0, len(rows), NAMED_AT_ONCE):
+            part = rows[start : start + NAMED_AT_ONCE]
+            names = self.train.table.names(self.train.rows[part])
+            others = self.evaluation.table.names(self.evaluation.rows[column[part]])
+            yield from (Loss(name, way, f"repeats {other}") for name, other in zip(names, others, strict=True))
+
+    def once_each(self) -> Iterator[Loss]:
+        """Name every leaking row under the first way in which it leaks."""
+        seen = np.zeros(len(self.train.rows), dtype=np.bool_)
+        for way, column in self.ways.items():
+            yield from self.losses(way, np.flatnonzero((column >= 0) & ~seen))
+            seen |= column >= 0
+
+    def count(self, tally: Tally) -> None:
+        """Count the leaking rows by way, the first of each by name."""
+        for way, column in self.ways.items():
+            rows = np.flatnonzero(column >= 0)
+            tally.add(self.losses(way, rows[:SHOWN_EXAMPLES]))
+            if len(rows) > SHOWN_EXAMPLES:
+                tally.rows[way] += len(rows) - SHOWN_EXAMPLES
 
 
 @dataclass(frozen=True)
@@ -81,13 +117,11 @@ def report_leaks(stage: Stage, training: Sequence[Selection], evaluation: Select
     tally = Tally()
     leaking: list[Leaking] = []
     for selection in training:
-        leaks = _find(stage, selection, reference, evaluation)
-        columns = (leaks.exact, leaks.ngram, leaks.similar)
-        found = Leaking(np.any([column >= 0 for column in columns], axis=0), _name(selection, leaks, evaluation))
-        tally.add(found.losses)
+        found = Leaking(selection, evaluation, _find(stage, selection, reference, evaluation))
+        found.count(tally)
         leaking.append(found)
         touched |= np.isin(evaluation.prompt_keys, selection.prompt_keys)
-        for column in columns:
+        for column in found.ways.values():
             touched[column[column >= 0]] = True
     line = LeakLine(
         data_set=evaluation.data_set,
@@ -142,14 +176,3 @@ def _same_key(keys: Keys, others: Keys) -> NDArray[np.int64]:
     unique, first = np.unique(others, return_index=True)
     place = np.minimum(np.searchsorted(unique, keys), len(unique) - 1)
     return np.where(unique[place] == keys, first[place], -1)
-
-
-def _name(selection: Selection, leaks: Leaks, evaluation: Selection) -> list[Loss]:
-    """Name each leaking row and what it repeats, under every way in which it does."""
-    losses: list[Loss] = []
-    for reason, column in ((SAME_PROMPT, leaks.exact), (SAME_RUN, leaks.ngram), (ALIKE, leaks.similar)):
-        places = np.flatnonzero(column >= 0)
-        names = selection.table.names(selection.rows[places])
-        others = evaluation.table.names(evaluation.rows[column[places]])
-        losses += [Loss(name, reason, f"repeats {other}") for name, other in zip(names, others, strict=True)]
-    return losses

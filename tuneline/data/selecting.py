@@ -114,14 +114,6 @@ def dropped(
     return _keep(stage, selection, name, ~drops, losses)
 
 
-def once_each(losses: Iterable[Loss]) -> list[Loss]:
-    """Keep the first thing that is said of each row."""
-    first: dict[str, Loss] = {}
-    for loss in losses:
-        first.setdefault(loss.row_id, loss)
-    return list(first.values())
-
-
 def _drop_repeats(stage: Stage, selection: Selection, name: str, reason: str, first: Rows) -> Selection:
     keeps = first == np.arange(len(first))
     return _keep(stage, selection, name, keeps, _repeats(selection, first, reason))
