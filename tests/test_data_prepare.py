@@ -272,6 +272,8 @@ def test_training_rows_that_are_asked_too_are_reported_or_dropped(
     assert (line.exact_prompts.rows, line.items_touched) == (leaking, 10)
     assert line.exact_prompts.examples[0].endswith(f"train.jsonl:31: repeats {tmp_path / 'held.jsonl:1'}")
     assert outcome.receipt.rows.train == rows
+    named = [name for name, step, _ in outcome.dropped if step == "drop leaks"]
+    assert named == ([f"train.jsonl:{number}" for number in range(31, 41)] if policy == "drop_from_train" else [])
 
 
 def test_under_fail_a_leak_is_refused_with_its_rows(tmp_path: Path, base: Path) -> None:
@@ -377,6 +379,29 @@ def test_a_template_without_a_place_for_tools_is_refused(tmp_path: Path, base: P
     rows = [{"messages": [{"role": "user", "content": f"sun in {n}?"}, *turns]} for n in range(50)]
     outcome = prepare(tmp_path, base, train=write_rows(tmp_path / "train.jsonl", rows))
     assert any("lose some of their words in the chat template" in problem for problem in outcome.problems)
+
+
+@pytest.mark.parametrize(("with_system", "prepared"), [(1, 199), (5, 0)])
+def test_rows_that_the_template_refuses_are_dropped_while_they_are_few(
+    tmp_path: Path, base: Path, with_system: int, prepared: int
+) -> None:
+    template = tmp_path / "no_system.jinja"
+    refusing = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system turn') }}{% endif %}"
+    template.write_text(refusing + (base / "chat_template.jinja").read_text())
+    rows = [{**row, "system": "be brief"} if n < with_system else row for n, row in enumerate(questions(200))]
+    outcome = prepare(
+        tmp_path,
+        base,
+        model={"chat_template": str(template)},
+        train=write_rows(tmp_path / "train.jsonl", rows),
+        held_out=write_rows(tmp_path / "held.jsonl", questions(5, start=900)),
+    )
+    if prepared:
+        assert outcome.dropped == [("train.jsonl:1", "render", "the template cannot render it")]
+        assert outcome.receipt.rows.train == prepared
+    else:
+        assert "5 of 200 rows cannot be rendered by the chat template" in outcome.problems[-1]
+        assert "the chat template refuses it: no system turn" in outcome.problems[0]
 
 
 def test_answers_that_no_stop_token_ends_are_refused(tmp_path: Path, base: Path) -> None:
