@@ -5,7 +5,7 @@
     render      template, tokens, masks, lengths              render_chunk.py, rendering_pass.py, checks.py
     account     packs and receipt                             packing.py, receipt.py
 
-Rows pass through worker processes in chunks and lie on disk in between, so memory does not grow with their number.
+Rows pass through worker processes in chunks and lie on disk in between.
 """
 
 import os
