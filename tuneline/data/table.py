@@ -1,6 +1,6 @@
 """The rows of a data set between reading and rendering: text on disk, keys in memory.
 
-5 million rows take 0.2 GB of memory; an example is read again by its number. Files are read, not mapped: pages of a
+The keys of 5 million rows take 0.2 GB; an example is read again by its number. Files are read, not mapped: pages of a
 mapped file would count as memory, and there are gigabytes of them.
 """
 
