@@ -36,7 +36,7 @@ from tuneline.contracts.jobs import (
     ProgressEvent,
     disk_full,
 )
-from tuneline.contracts.lifeline import DEFAULT_GRACE_SECONDS, signal_on_parent_death
+from tuneline.contracts.lifeline import DEFAULT_GRACE_SECONDS, end_with_parent
 from tuneline.contracts.store import write_whole
 
 logger = logging.getLogger(__name__)
@@ -95,11 +95,11 @@ def run_child(
 def end_with_worker() -> None:
     """Have SIGTERM end this flow when the Prefect worker that started it dies; call it first in a flow.
 
-    A flow whose worker is gone cannot be cancelled any more, keeps the GPU that the next worker hands out again, and
-    dies at its next log line, of the broken pipe. A flow that no worker started is left alone: its parent is a shell.
+    A flow whose worker is gone cannot be cancelled any more and keeps the GPU that the next worker hands out again. A
+    flow that no worker started is left alone: its parent is a shell.
     """
     if "PREFECT__FLOW_RUN_ID" in os.environ:
-        signal_on_parent_death()
+        end_with_parent()
 
 
 def raise_for(result: JobResult, stage: str, log_path: Path) -> None:

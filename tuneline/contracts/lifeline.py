@@ -12,6 +12,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 
 from tuneline.contracts.errors import ExitCode
 
@@ -29,6 +30,16 @@ _prctl = ctypes.CDLL(None, use_errno=True).prctl
 def signal_on_parent_death() -> None:
     """Have the kernel send SIGTERM to this process when its parent dies, prctl(2) `PR_SET_PDEATHSIG`."""
     _prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def end_with_parent() -> None:
+    """Have SIGTERM end this process when its parent dies, after what it prints to was moved out of the way.
+
+    A parent that reads its child's output leaves a broken pipe, and rich answers the first line that is printed into
+    it with `SystemExit`: before the last state of a Prefect run is sent, so that the run stays RUNNING. The kernel's
+    signal alone loses that race on a busy machine.
+    """
+    _watch(os.pidfd_open(os.getppid()), _terminate_quietly, "parent-watch")
 
 
 def adopt_orphans() -> None:
@@ -51,14 +62,28 @@ def die_with_supervisor() -> None:
     except ProcessLookupError:
         sys.exit(ExitCode.FAILED)
     grace_seconds = float(os.environ.get(GRACE_SECONDS, DEFAULT_GRACE_SECONDS))
-    threading.Thread(
-        target=_exit_after, args=(end_of_supervisor, grace_seconds), name="supervisor-watch", daemon=True
-    ).start()
+
+    def exit_after_grace() -> None:
+        time.sleep(grace_seconds)
+        os._exit(ExitCode.FAILED)
+
+    _watch(end_of_supervisor, exit_after_grace, "supervisor-watch")
 
 
-def _exit_after(end_of_supervisor: int, grace_seconds: float) -> None:
-    waiting = select.poll()  # select.select() refuses descriptors above 1023
-    waiting.register(end_of_supervisor, select.POLLIN)
-    waiting.poll()
-    time.sleep(grace_seconds)
-    os._exit(ExitCode.FAILED)
+def _watch(process: int, then: Callable[[], None], name: str) -> None:
+    """Wait in a thread for a process's end (its pidfd), then act."""
+
+    def wait() -> None:
+        waiting = select.poll()  # select.select() refuses descriptors above 1023
+        waiting.register(process, select.POLLIN)
+        waiting.poll()
+        then()
+
+    threading.Thread(target=wait, name=name, daemon=True).start()
+
+
+def _terminate_quietly() -> None:
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout.fileno(), sys.stderr.fileno()):
+        os.dup2(nowhere, stream)
+    os.kill(os.getpid(), signal.SIGTERM)
