@@ -40,14 +40,26 @@ class AdapterSpec(Section):
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     """Dropout before the adapter; 0.05 raises retained activations by 65 % on an 8B shape."""
     target_modules: str | tuple[str, ...] = "all-linear"
-    """`all-linear`, or the names of the linear modules to adapt."""
+    """`all-linear`, the names of the linear modules to adapt, or `re:` and a regular expression over full names."""
+    target_parameters: tuple[str, ...] = ()
+    """Names of fused experts' three-dimensional weights to adapt, as `mlp.experts.gate_up_proj`."""
     rslora: bool = False
     """Rank-stabilised scaling."""
+    dora: bool = False
+    """Magnitude and direction of each weight trained apart (DoRA); vLLM serves it merged only."""
+    initialisation: Literal["zero", "pissa"] = "zero"
+    """`pissa` starts the factors at the base's principal components; vLLM serves it merged only."""
+    lora_plus_ratio: Annotated[float, Field(ge=1)] | None = None
+    """Learning rate of the up factors over that of the down factors (LoRA+, usually 16); the same when absent."""
 
 
 class TrainingSpec(Section):
     """How it is trained."""
 
+    objective: Literal["auto", "sft", "dpo", "orpo", "kto"] = "auto"
+    """`auto` follows the rows: `sft` for conversations and text, `dpo` for preference pairs, `kto` for unpaired ones."""
+    preference_beta: Annotated[float, Field(gt=0)] = 0.1
+    """How strongly `dpo` and `kto` hold the model to the base, and `orpo`'s weight of the odds ratio."""
     epochs: Annotated[float, Field(gt=0)] = 1.0
     """Passes over the training rows."""
     max_optimizer_steps: Annotated[int, Field(ge=1)] | None = None
@@ -72,10 +84,20 @@ class TrainingSpec(Section):
     """Several conversations in one row; `auto` packs only where attention is varlen."""
     fsdp: bool = False
     """Shard weights, gradients and optimizer over the GPUs of `budget.gpus`."""
+    compile: bool = False
+    """Compile the model with torch: the plan says after how many steps that has paid."""
     checkpoint_every_optimizer_steps: Annotated[int, Field(ge=1)] = 100
     """Distance between checkpoints."""
     keep_checkpoints: Annotated[int, Field(ge=1)] = 2
     """Whole checkpoints that stay on disk."""
+    held_out_loss_every_optimizer_steps: Annotated[int, Field(ge=1)] | None = None
+    """Distance between measurements of the held-out loss while training; none are made when absent."""
+    early_stopping_patience: Annotated[int, Field(ge=1)] | None = None
+    """Stop after so many measurements of the held-out loss without a new best one."""
+    weights: Literal["last", "best"] = "last"
+    """Which weights the training hands on: of its last step, or of the lowest held-out loss."""
+    watchdogs: Literal["stop", "warn"] = "stop"
+    """What a loss spike or an exploding gradient norm does; a loss that is no number always stops."""
     log_every_optimizer_steps: Annotated[int, Field(ge=1)] = 10
     """Distance between logged metrics."""
     seed: int = 17
