@@ -29,7 +29,7 @@ def document(out_dir: Path, digest: str) -> dict[str, Any]:
 def settings_of(out_dir: Path, image: ServingImage) -> dict[str, bytes]:
     digest = document(out_dir, image.manifest_digest)["layers"][-1]["digest"]
     with tarfile.open(fileobj=io.BytesIO(blob(out_dir, digest))) as archive:
-        return {m.name: stream.read() for m in archive if (stream := archive.extractfile(m)) is not None}
+        return {m.name: archive.extractfile(m).read() for m in archive if m.isfile()}
 
 
 def test_the_same_inputs_give_the_same_digests_in_two_folders(tmp_path: Path) -> None:
@@ -123,6 +123,14 @@ def test_the_settings_layer_configures_the_server_and_carries_the_provenance(tmp
     facts = json.loads(files["etc/tuneline/provenance.json"])
     assert (facts["run"], facts["verdict"], facts["fingerprints"]) == ("nightly", "PROMOTE", {"merge": "f00d"})
     compile(files["etc/tuneline/ask.py"], "ask.py", "exec")
+
+
+def test_the_weights_are_also_where_a_modelcar_is_looked_for(tmp_path: Path) -> None:
+    image = packaged(write_model(tmp_path / "model"), described_base(), tmp_path)
+    digest = document(tmp_path, image.manifest_digest)["layers"][-1]["digest"]
+    with tarfile.open(fileobj=io.BytesIO(blob(tmp_path, digest))) as archive:
+        link = archive.getmember("models")
+    assert (link.issym(), link.linkname) == (True, "model")
 
 
 def test_an_open_context_length_is_left_to_the_server(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from tuneline.contracts.settings import Settings
 from tuneline.contracts.store import RECORD, StoredRecord, read_record
 from tuneline.serving.base_image import read_base_image
 from tuneline.serving.deploy import write_deployment_files
+from tuneline.serving.deployment import Deployment
 from tuneline.serving.engine import require_engine
 from tuneline.serving.image import Provenance, package_model
 
@@ -35,8 +36,9 @@ def package(job: Job, report: Reporter) -> ServingImage:
 
     merged_dir, spec, epoch = job.inputs["merged"], job.spec.serving, job.options.get("source_date_epoch")
     cache_dir = Path(job.options.get("base_images") or Settings.from_environment().home / BASE_IMAGES)
+    merged = read_record(merged_dir, MergedModel)
     image = package_model(
-        merged=read_record(merged_dir, MergedModel),
+        merged=merged,
         model_dir=merged_dir / MergedModel.MODEL,
         base_name=spec.base_image,
         base=read_base_image(spec.base_image, cache_dir, progress),
@@ -47,7 +49,11 @@ def package(job: Job, report: Reporter) -> ServingImage:
         progress=progress,
     )
     gpus = 0 if job.spec.budget.gpu == "none" else 1  # without tensor parallelism a replica takes one
-    write_deployment_files(job.out_dir / ServingImage.DEPLOY, image.reference, job.spec.model_name, spec, gpus)
+    deployment = Deployment(
+        job.spec.model_name, image.reference, image.manifest_digest, spec.base_image, spec=spec, gpus=gpus
+    )
+    weights_sha256 = merged.certificate.weights_sha256
+    write_deployment_files(job.out_dir / ServingImage.DEPLOY, deployment, weights_sha256)
     return image
 
 

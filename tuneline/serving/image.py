@@ -12,7 +12,7 @@ from tuneline.contracts.errors import UserError
 from tuneline.contracts.spec import ServingSpec
 from tuneline.serving.base_image import BaseImage
 from tuneline.serving.engine import Progress, ignore_progress
-from tuneline.serving.layers import LayerFile
+from tuneline.serving.layers import LayerFile, LayerLink
 from tuneline.serving.oci import STOP_IDS_LABEL, ImageChange, LayerContent, base_created_epoch_seconds, write_image
 from tuneline.serving.server_settings import (
     ASK_FILE,
@@ -29,6 +29,8 @@ from tuneline.serving.server_settings import (
 LAYER_LIMIT: Final = 125
 """Layers that Docker's overlay2 driver can stack: 128, less the three that a running container may add."""
 SHORT_DIGEST_LENGTH: Final = 12
+MODELCAR_LINK: Final = LayerLink("/models", MODEL_DIR.removeprefix("/"))
+"""Where KServe's modelcar looks; it reads through /proc/PID/root, and an absolute link would lead out of the image."""
 
 
 @dataclass(frozen=True)
@@ -156,7 +158,7 @@ def _settings_layer(merged: MergedModel, spec: ServingSpec, provenance: Provenan
         LayerFile(PROVENANCE_FILE, json.dumps(facts, indent=1, sort_keys=True).encode()),
         LayerFile(ASK_FILE, Path(__file__).with_name("ask.py").read_bytes()),
     )
-    return LayerContent("settings and provenance", files, (SETTINGS_DIR, HOME_DIR))
+    return LayerContent("settings and provenance", files, (SETTINGS_DIR, HOME_DIR), (MODELCAR_LINK,))
 
 
 def _labels(merged: MergedModel, base_name: str, provenance: Provenance) -> dict[str, str]:

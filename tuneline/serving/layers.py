@@ -19,6 +19,7 @@ from tuneline.contracts.errors import UserError
 SERVER_UID, SERVER_GID = 2000, 0
 """Owner of what we add and user of the server: not root, and group 0 so that a platform may pick another uid."""
 BLOCK_BYTES = 8 << 20
+MODES = {tarfile.DIRTYPE: 0o775, tarfile.REGTYPE: 0o644, tarfile.SYMTYPE: 0o777}
 USTAR_LIMIT_BYTES = (8 << 30) - 1
 """A USTAR header writes a file's size in 11 octal digits."""
 
@@ -37,6 +38,14 @@ class LayerFile:
 
 
 @dataclass(frozen=True)
+class LayerLink:
+    """A symbolic link: `path` is absolute in the image, `target` relative to the link's folder."""
+
+    path: str
+    target: str
+
+
+@dataclass(frozen=True)
 class Blob:
     """A content-addressed blob: `digest` is `sha256:` and 64 hex digits."""
 
@@ -45,7 +54,11 @@ class Blob:
 
 
 def write_layer(
-    blob_dir: Path, files: Sequence[LayerFile], directories: Sequence[str], copied: Callable[[int], None]
+    blob_dir: Path,
+    files: Sequence[LayerFile],
+    directories: Sequence[str],
+    copied: Callable[[int], None],
+    links: Sequence[LayerLink] = (),
 ) -> Blob:
     """Write a layer's tar archive as a blob, hashing it while it is written.
 
@@ -54,6 +67,7 @@ def write_layer(
         files: the layer's files, in the order in which they are archived.
         directories: absolute paths of folders that the layer makes or whose owner it sets.
         copied: told the number of bytes after each piece.
+        links: symbolic links that the layer makes.
 
     Raises:
         UserError: a file is larger than a USTAR header can say, or no longer has its recorded content.
@@ -67,7 +81,9 @@ def write_layer(
             stream.write(block)
 
         for directory in directories:
-            write(_header(directory + "/", 0, is_directory=True))
+            write(_header(directory + "/", 0, tarfile.DIRTYPE))
+        for link in links:
+            write(_header(link.path, 0, tarfile.SYMTYPE, link.target))
         for file in files:
             _write_file(write, file, copied)
         write(bytes(2 * tarfile.BLOCKSIZE))  # the end of an archive
@@ -101,10 +117,8 @@ def _opened(source: Path | bytes) -> IO[bytes]:
     return io.BytesIO(source) if isinstance(source, bytes) else source.open("rb")
 
 
-def _header(path: str, size_bytes: int, *, is_directory: bool = False) -> bytes:
-    entry = tarfile.TarInfo(str(PurePosixPath(path).relative_to("/")) + ("/" if is_directory else ""))
-    entry.size = size_bytes
-    entry.mode = 0o775 if is_directory else 0o644
-    entry.type = tarfile.DIRTYPE if is_directory else tarfile.REGTYPE
+def _header(path: str, size_bytes: int, kind: bytes = tarfile.REGTYPE, target: str = "") -> bytes:
+    entry = tarfile.TarInfo(str(PurePosixPath(path).relative_to("/")) + ("/" if kind == tarfile.DIRTYPE else ""))
+    entry.size, entry.mode, entry.type, entry.linkname = size_bytes, MODES[kind], kind, target
     entry.uid, entry.gid = SERVER_UID, SERVER_GID
     return entry.tobuf(format=tarfile.USTAR_FORMAT)

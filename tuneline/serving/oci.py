@@ -14,7 +14,7 @@ from typing import Final
 
 from tuneline.contracts.errors import UserError
 from tuneline.serving.base_image import BaseImage
-from tuneline.serving.layers import SERVER_GID, SERVER_UID, Blob, LayerFile, write_layer
+from tuneline.serving.layers import SERVER_GID, SERVER_UID, Blob, LayerFile, LayerLink, write_layer
 
 MANIFEST_TYPE: Final = "application/vnd.oci.image.manifest.v1+json"
 CONFIG_TYPE: Final = "application/vnd.oci.image.config.v1+json"
@@ -32,6 +32,7 @@ class LayerContent:
     comment: str
     files: tuple[LayerFile, ...]
     directories: tuple[str, ...]
+    links: tuple[LayerLink, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ def write_image(
     """
     blob_dir = layout / "blobs" / "sha256"
     blob_dir.mkdir(parents=True)
-    own = [write_layer(blob_dir, layer.files, layer.directories, copied) for layer in change.layers]
+    own = [write_layer(blob_dir, layer.files, layer.directories, copied, layer.links) for layer in change.layers]
     config = _write_json(blob_dir, image_config(base, change, own))
     layers = [Blob(layer.diff_id, layer.size_bytes) for layer in base.layers] + own
     manifest = _write_json(

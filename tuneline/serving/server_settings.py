@@ -27,8 +27,18 @@ def vllm_settings(spec: ServingSpec, model_name: str, weights_sha256: str) -> st
         model_name: name under which clients ask for the model.
         weights_sha256: identity of the merged weights, hex.
     """
+    return yaml.safe_dump(_settings(spec, model_name, weights_sha256, MODEL_DIR), sort_keys=True)
+
+
+def vllm_arguments(spec: ServingSpec, model_name: str, weights_sha256: str, model_dir: str) -> list[str]:
+    """Write the same settings as arguments, for a server that finds the model in `model_dir`."""
+    settings = sorted(_settings(spec, model_name, weights_sha256, model_dir).items())
+    return [f"--{key}" if value is True else f"--{key}={value}" for key, value in settings if value is not False]
+
+
+def _settings(spec: ServingSpec, model_name: str, weights_sha256: str, model_dir: str) -> dict[str, object]:
     settings: dict[str, object] = {
-        "model": MODEL_DIR,
+        "model": model_dir,
         "served-model-name": model_name,
         "host": "0.0.0.0",
         "port": PORT,
@@ -48,7 +58,7 @@ def vllm_settings(spec: ServingSpec, model_name: str, weights_sha256: str) -> st
     }
     if spec.max_model_len is not None:
         settings["max-model-len"] = spec.max_model_len
-    return yaml.safe_dump(settings, sort_keys=True)
+    return settings
 
 
 def server_environment(spec: ServingSpec) -> dict[str, str]:
