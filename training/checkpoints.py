@@ -6,11 +6,11 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from tuneline.contracts.artifacts import Record
+from tuneline.contracts.artifacts import Adapter, Record
 from tuneline.contracts.fingerprint import sha256_file
 from tuneline.contracts.store import FileEntry, write_whole
 
-FOLDER = "checkpoints"
+FOLDER = Adapter.CHECKPOINTS
 MANIFEST = "manifest.json"
 PREFIX = "checkpoint-"
 """transformers' prefix of a checkpoint's folder; the step follows."""

@@ -47,6 +47,11 @@ class PreparedData(Record):
     retention_rows: int
     train_tokens: int
     learned_tokens: int
+    rejected_tokens: int = 0
+    """Tokens of the pairs' worse conversations, which `train_tokens` leaves out."""
+    longest_rejected_tokens: int = 0
+    desirable_rows: int = 0
+    """Training rows whose answer is wanted (kind `unpaired_preference`)."""
     packs: int
     lengths: LengthSummary
     stop_token_ids: tuple[int, ...]
@@ -80,6 +85,8 @@ class Plan(Record):
     micro_batch_rows: int
     accumulation_steps: int
     activation_checkpointing: bool
+    activation_offloading: bool = False
+    """Activations wait for the backward pass in the host's memory: never planned, the last rung of the ladder."""
     packing: bool
     memory_bytes: Estimate
     memory_limit_bytes: int
@@ -87,7 +94,43 @@ class Plan(Record):
     tokens_per_second: Estimate
     hours: Estimate
     usd: Estimate | None
+    model_flops_per_token: float = 0.0
+    """4N for an adapter (a frozen base needs no weight gradients), 6N for a full training; N: multiplied weights."""
+    peak_flops_per_second: float | None = None
+    """Of all devices together, as their vendor states it; None for a CPU, whose peak nobody states."""
     derived: tuple[DerivedValue, ...]
+
+
+class Preflight(Record):
+    """What a few real optimizer steps measured before the training began; every weight is as it was before them."""
+
+    longest_steps: int
+    """Steps on the longest micro-batch; fewer than 3 where a step takes long."""
+    micro_batch_tokens: int
+    """Tokens of the longest micro-batch, padding included."""
+    seconds: float
+    """What the preflight took."""
+    peak_memory_bytes: int
+    """Of the process (CPU) or of the fullest device (GPU)."""
+    tokens_per_second: float
+    """Over all devices, on the micro-batch nearest to the mean, padding left out."""
+    hours: float
+    """For the whole training."""
+    usd: float | None
+    """At the plan's price; None where it has none."""
+
+
+class MemoryRung(Record):
+    """A step of the out-of-memory ladder: the settings after it, and what made it necessary."""
+
+    action: Literal["half the micro-batch", "activation checkpointing", "activation offloading"]
+    micro_batch_divisor: int
+    """The plan's micro-batch is divided by this, and its accumulation grows as much."""
+    activation_checkpointing: bool
+    activation_offloading: bool
+    after_step: int
+    """Optimizer steps that were done when memory ran out; 0 in the preflight or the first step."""
+    cause: str
 
 
 class ModuleCoverage(Record):
@@ -103,6 +146,8 @@ class Adapter(Record):
 
     WEIGHTS: ClassVar = "weights"
     METRICS: ClassVar = "metrics.jsonl"
+    CHECKPOINTS: ClassVar = "checkpoints"
+    """What an interrupted training goes on from; deleted when it is done."""
 
     method: Literal["lora", "qlora", "full"]
     optimizer_steps: int
@@ -115,6 +160,10 @@ class Adapter(Record):
     trainable_parameters: int
     coverage: tuple[ModuleCoverage, ...]
     weights_sha256: str
+    preflight: Preflight | None = None
+    """Absent where not one step could be measured, because a loss or gradient was no number."""
+    rungs: tuple[MemoryRung, ...] = ()
+    """What running out of memory made of the plan, in order."""
 
 
 class Certificate(Record):
