@@ -12,7 +12,7 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from training import checkpoints
-from training.metrics import StepMetrics, append
+from training.metrics import StepMetrics, append, preference_figures
 from tuneline.contracts.jobs import JobInterrupted, JobStatus, ProgressEvent, Reporter
 
 
@@ -105,8 +105,7 @@ class Progress(TrainerCallback):  # type: ignore[misc]  # transformers is untype
             raise JobInterrupted(JobStatus.DIVERGED, detail, row.step, state.max_steps)
         if state.is_world_process_zero:
             append(self._metrics, row)
-            figures = row.model_dump(exclude={"step"})
-            self._report(ProgressEvent(done=row.step, planned=state.max_steps, unit="steps", metrics=figures))
+            self._report(ProgressEvent(done=row.step, planned=state.max_steps, unit="steps", metrics=row.figures))
 
     def _row(self, step: int, logs: dict[str, Any]) -> StepMetrics:
         now = time.monotonic()
@@ -121,6 +120,7 @@ class Progress(TrainerCallback):  # type: ignore[misc]  # transformers is untype
             tokens=self._tokens_after_step[step],
             tokens_per_second=rate,
             seconds=self.seconds,
+            **preference_figures(logs),
         )
 
 

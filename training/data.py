@@ -4,17 +4,30 @@ The order is a pure function of lengths, batch and seed. A resumed training skip
 micro-batch with more accumulation reads the same rows in the same optimizer steps.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
 from random import Random
+from types import MappingProxyType
 from typing import Any
 
 from datasets import Dataset
 
+from training.preference_rows import with_partners
 from tuneline.contracts.artifacts import PreparedData
+from tuneline.contracts.objectives import Objective
 
+PAIR_COLUMNS = ["input_ids", "labels", "rejected_input_ids", "rejected_labels"]
+COLUMNS: Mapping[Objective, list[str]] = MappingProxyType(
+    {
+        "sft": ["input_ids", "labels"],
+        "dpo": PAIR_COLUMNS,
+        "orpo": PAIR_COLUMNS,
+        "kto": ["input_ids", "labels", "desirable"],
+    }
+)
+"""What each objective reads of a `PreparedRow`."""
 POOL_BATCHES = 50
 """Batches that are sorted by length together: transformers' own factor for grouping by length."""
 
@@ -24,18 +37,20 @@ class TrainingRows:
     """The rows of every optimizer step, one after another, and the tokens read by the end of each step."""
 
     dataset: Any
-    """`datasets.Dataset` of `input_ids` and `labels`, in reading order."""
+    """`datasets.Dataset` of the objective's columns, in reading order."""
     tokens_after_step: tuple[int, ...]
     """Index 0 is before the first step."""
 
 
-def load_rows(prepared: Path, steps: int, batch_rows: int, seed: int) -> TrainingRows:
+def load_rows(prepared: Path, steps: int, batch_rows: int, seed: int, objective: Objective = "sft") -> TrainingRows:
     """Read the prepared training rows and lay them out for `steps` optimizer steps of `batch_rows` rows."""
-    stored = Dataset.from_file(str(prepared / PreparedData.TRAIN)).select_columns(["input_ids", "labels"])
-    lengths = [len(ids) for ids in stored["input_ids"]]
+    stored = Dataset.from_file(str(prepared / PreparedData.TRAIN)).select_columns(COLUMNS[objective])
+    texts = [name for name in COLUMNS[objective] if name.endswith("input_ids")]
+    lengths = [sum(map(len, row)) for row in zip(*(stored[name] for name in texts), strict=True)]
     order = reading_order(lengths, steps, batch_rows, seed)
     per_step = [sum(lengths[row] for row in batch) for batch in _cut(order, batch_rows)]
-    return TrainingRows(stored.select(order), tuple(accumulate(per_step, initial=0)))
+    laid_out = with_partners(stored, order, batch_rows) if objective == "kto" else stored.select(order)
+    return TrainingRows(laid_out, tuple(accumulate(per_step, initial=0)))
 
 
 def reading_order(lengths: Sequence[int], steps: int, batch_rows: int, seed: int) -> list[int]:

@@ -4,6 +4,7 @@ Of TRL's own data handling nothing runs: no template, no mask, no truncation, no
 """
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,14 @@ SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_
 """transformers' names of the schedules."""
 
 
-class Engine(SFTTrainer):  # type: ignore[misc]  # trl is untyped here
+class PreparedRows:
+    """What the engines of all objectives share; each is a trainer of TRL's with this put before it."""
+
+    def create_model_card(self, *_: Any, **__: Any) -> None:
+        """Write none: TRL writes one with every checkpoint."""
+
+
+class Engine(PreparedRows, SFTTrainer):  # type: ignore[misc]  # trl is untyped here
     """SFTTrainer that on a CPU scores the learned positions only.
 
     TRL's fused head pays on GPUs. On a CPU it projects every position and computes entropy and accuracy beside the
@@ -49,14 +57,23 @@ class Engine(SFTTrainer):  # type: ignore[misc]  # trl is untyped here
         loss = functional.cross_entropy(logits[learned].float(), targets[learned], reduction="sum")
         return loss * self.accelerator.num_processes / num_items_in_batch  # ranks are averaged, tokens are summed
 
-    def create_model_card(self, *_: Any, **__: Any) -> None:
-        """Write none: TRL writes one with every checkpoint."""
+
+def engine_arguments(shared: Mapping[str, Any], plan: Plan) -> Any:
+    """Add to the arguments that all objectives share those of `Engine`."""
+    return SFTConfig(
+        **shared,
+        padding_free=plan.packing,
+        max_length=None,
+        packing=False,
+        shuffle_dataset=False,
+        dataset_kwargs={"skip_prepare_dataset": True},
+    )
 
 
-def engine_arguments(
+def shared_arguments(
     spec: TrainingSpec, plan: Plan, precision: Precision, checkpoints: Path, *, processes: int = 1
-) -> Any:
-    """Translate config and plan for TRL.
+) -> dict[str, Any]:
+    """Translate config and plan for TRL: what the trainers of all objectives take.
 
     Args:
         spec: section `training`.
@@ -67,7 +84,7 @@ def engine_arguments(
     """
     sharding = {"fsdp": True, "fsdp_config": {"reshard_after_forward": True}} if spec.fsdp and processes > 1 else {}
     on_cpu = precision.device == "cpu"
-    return SFTConfig(
+    return dict(
         output_dir=str(checkpoints),
         max_steps=plan.optimizer_steps,
         per_device_train_batch_size=plan.micro_batch_rows,
@@ -83,11 +100,6 @@ def engine_arguments(
         use_cpu=on_cpu,
         ddp_backend="gloo" if on_cpu and processes > 1 else None,
         gradient_checkpointing=plan.activation_checkpointing,
-        padding_free=plan.packing,
-        max_length=None,
-        packing=False,
-        shuffle_dataset=False,
-        dataset_kwargs={"skip_prepare_dataset": True},
         train_sampling_strategy="sequential",
         dataloader_num_workers=0,
         dataloader_pin_memory=not on_cpu,

@@ -1,5 +1,6 @@
 """`metrics.jsonl`: one line for each logged optimizer step; a resumed training continues it without doubling a step."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from tuneline.contracts.artifacts import Record
@@ -20,12 +21,41 @@ class StepMetrics(Record):
     tokens_per_second: float
     seconds: float
     """Since the training began, without the time between an interruption and its resumption."""
+    reward_chosen: float | None = None
+    """Under a preference objective: mean log-ratio to the reference of the better answers, times beta."""
+    reward_rejected: float | None = None
+    reward_margin: float | None = None
+    """Mean of the one less the other."""
+    reward_accuracy: float | None = None
+    """Share of the pairs whose margin is positive."""
+    divergence: float | None = None
+    """KTO's estimate of the divergence from the reference, in nats."""
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """All that was measured at the step, by name."""
+        return self.model_dump(exclude={"step"}, exclude_none=True)
+
+
+LOGGED = {
+    "rewards/chosen": "reward_chosen",
+    "rewards/rejected": "reward_rejected",
+    "rewards/margins": "reward_margin",
+    "rewards/accuracies": "reward_accuracy",
+    "kl": "divergence",
+}
+"""What TRL's preference trainers log, and the fields it goes to."""
+
+
+def preference_figures(logs: Mapping[str, float]) -> dict[str, float]:
+    """Pick out what a preference objective logs beside the loss."""
+    return {field: logs[name] for name, field in LOGGED.items() if name in logs}
 
 
 def append(path: Path, row: StepMetrics) -> None:
     """Add a line."""
     with path.open("a", encoding="utf-8") as stream:
-        stream.write(row.model_dump_json() + "\n")
+        stream.write(row.model_dump_json(exclude_none=True) + "\n")
 
 
 def read(path: Path) -> list[StepMetrics]:
@@ -38,5 +68,5 @@ def read(path: Path) -> list[StepMetrics]:
 
 def forget_after(path: Path, step: int) -> None:
     """Drop the lines of steps that will be done again."""
-    kept = [row.model_dump_json() + "\n" for row in read(path) if row.step <= step]
+    kept = [row.model_dump_json(exclude_none=True) + "\n" for row in read(path) if row.step <= step]
     write_whole(path, "".join(kept))

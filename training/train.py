@@ -16,10 +16,11 @@ from training.attention import training_attention
 from training.base_model import load_base
 from training.callbacks import Preemption, Progress, SealCheckpoints, StopOnPreemption
 from training.data import TrainingRows, load_rows
-from training.engine import Engine, engine_arguments
+from training.objectives import arguments_of, make_engine
 from training.precision import Precision, choose_precision, has_fast_bfloat16, training_device, use_granted_threads
 from tuneline.contracts.artifacts import Adapter, Plan, PreparedData
 from tuneline.contracts.jobs import Job, JobInterrupted, JobStatus, ProgressEvent, Reporter
+from tuneline.contracts.objectives import WITH_REFERENCE, Objective, objective_of
 from tuneline.contracts.store import read_record
 
 
@@ -27,7 +28,10 @@ from tuneline.contracts.store import read_record
 class Setup:
     """What a training works with, loaded."""
 
+    objective: Objective
     model: Any
+    reference: Any
+    """Frozen copy of the base where every weight is trained towards preferences, else None."""
     arguments: Any
     rows: TrainingRows
     nf4_modules: tuple[str, ...]
@@ -72,7 +76,9 @@ def _set_up(job: Job, plan: Plan) -> Setup:
     precision = choose_precision(spec.model.dtype, device, fast_bfloat16=has_fast_bfloat16(device))
     folder = job.out_dir / checkpoints.FOLDER
     # Made before the model: on several ranks this is what starts their process group.
-    arguments = engine_arguments(spec.training, plan, precision, folder, processes=processes)
+    prepared = read_record(job.inputs["prepared"], PreparedData)
+    objective = objective_of(spec.training.objective, prepared.kind)
+    arguments = arguments_of(objective, spec.training, plan, prepared, precision, folder, processes=processes)
     set_seed(spec.training.seed)  # decides the adapter's first values
     sharded = spec.training.fsdp and processes > 1
     attention = training_attention(spec.model.attention, precision)
@@ -81,8 +87,12 @@ def _set_up(job: Job, plan: Plan) -> Setup:
     if spec.adapter.method != "full":
         model = adapters.add_adapter(model, spec.adapter)
     batch_rows = plan.micro_batch_rows * plan.accumulation_steps * processes
-    rows = load_rows(job.inputs["prepared"], plan.optimizer_steps, batch_rows, spec.training.seed)
-    return Setup(model, arguments, rows, nf4_modules, precision)
+    rows = load_rows(job.inputs["prepared"], plan.optimizer_steps, batch_rows, spec.training.seed, objective)
+    reference = None
+    if objective in WITH_REFERENCE and spec.adapter.method == "full":
+        reference = load_base(job.inputs["base"], "full", precision, attention, sharded=sharded)
+        reference.requires_grad_(False).eval()
+    return Setup(objective, model, reference, arguments, rows, nf4_modules, precision)
 
 
 def _find_start(out_dir: Path) -> Start:
@@ -99,11 +109,14 @@ def _trainer(job: Job, setup: Setup, progress: Progress, preemption: Preemption)
     if tokenizer.pad_token_id is None:  # any token serves: padding is masked, and its label ignored
         tokenizer.pad_token = tokenizer.eos_token
     folder = job.out_dir / checkpoints.FOLDER
-    trainer = Engine(
+    trainer = make_engine(
+        setup.objective,
+        job.spec.training,
+        tokenizer,
+        setup.reference,
         model=setup.model,
         args=setup.arguments,
         train_dataset=setup.rows.dataset,
-        processing_class=tokenizer,
         callbacks=[
             StopOnPreemption(preemption),
             progress,

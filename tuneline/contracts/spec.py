@@ -57,7 +57,7 @@ class TrainingSpec(Section):
     """How it is trained."""
 
     objective: Literal["auto", "sft", "dpo", "orpo", "kto"] = "auto"
-    """`auto` follows the rows: `sft` for conversations and text, `dpo` for preference pairs, `kto` for unpaired ones."""
+    """`auto` follows the rows: `sft` for conversations and text, `dpo` for preference pairs, `kto` for single ones."""
     preference_beta: Annotated[float, Field(gt=0)] = 0.1
     """How strongly `dpo` and `kto` hold the model to the base, and `orpo`'s weight of the odds ratio."""
     epochs: Annotated[float, Field(gt=0)] = 1.0

@@ -1,0 +1,89 @@
+"""Preference rows as TRL's trainers take them: padded, with our own masks; no template, no cut, no token of TRL's."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch.nn.utils.rnn import pad_sequence
+
+from tuneline.contracts.records import IGNORED_LABEL
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class PairCollator:
+    """Pairs to one batch: the chosen conversations, then the rejected ones in the same order."""
+
+    pad_token_id: int
+
+    def __call__(self, rows: Sequence[Row]) -> dict[str, torch.Tensor]:
+        """Return `input_ids`, `attention_mask` and `completion_mask` (1: learned), shape (2 * rows, tokens)."""
+        ids = [row[name] for name in ("input_ids", "rejected_input_ids") for row in rows]
+        labels = [row[name] for name in ("labels", "rejected_labels") for row in rows]
+        return _padded(ids, labels, self.pad_token_id)
+
+
+@dataclass(frozen=True)
+class UnpairedCollator:
+    """Labelled answers to a batch, and under `KL_` each prompt with an answer to another one."""
+
+    pad_token_id: int
+
+    def __call__(self, rows: Sequence[Row]) -> dict[str, torch.Tensor]:
+        """Return what `PairCollator` does, twice, and `label` (is the answer wanted?) of shape (rows,)."""
+        matched = _padded([row["input_ids"] for row in rows], [row["labels"] for row in rows], self.pad_token_id)
+        swapped = [_mismatched(row) for row in rows]
+        mismatched = _padded([ids for ids, _ in swapped], [labels for _, labels in swapped], self.pad_token_id)
+        wanted = torch.tensor([row["desirable"] for row in rows])
+        return {**matched, **{f"KL_{name}": tensor for name, tensor in mismatched.items()}, "label": wanted}
+
+
+def with_partners(stored: Any, order: Sequence[int], batch_rows: int) -> Any:
+    """Lay rows out in reading order, each beside its neighbour in the same optimizer step.
+
+    KTO estimates how far the model has moved on prompts with answers that are not theirs. Who is whose partner is
+    settled here, for the whole step, so that neither the micro-batch nor the number of ranks changes it.
+
+    Args:
+        stored: `datasets.Dataset` of the prepared rows.
+        order: row numbers, `batch_rows` of them for each optimizer step.
+        batch_rows: rows of an optimizer step, 2 at least.
+
+    Returns:
+        A `datasets.Dataset` of two row numbers, which gives the rows' columns and the partners' under `partner_`.
+    """
+    starts = [place - place % batch_rows for place in range(len(order))]
+    partners = [order[start + (place - start - 1) % batch_rows] for place, start in enumerate(starts)]
+
+    def fetch(numbers: Mapping[str, list[int]]) -> dict[str, Any]:
+        rows, others = stored[numbers["row"]], stored[numbers["partner"]]
+        return {**rows, **{f"partner_{name}": others[name] for name in ("input_ids", "labels")}}
+
+    return Dataset.from_dict({"row": list(order), "partner": partners}).with_transform(fetch)
+
+
+def _mismatched(row: Row) -> tuple[list[int], list[int]]:
+    """Put the partner's answer behind the row's prompt, cut to the longer of the two rows: memory was planned so."""
+    start, partner_start = _answer_start(row["labels"]), _answer_start(row["partner_labels"])
+    limit = max(len(row["input_ids"]), len(row["partner_input_ids"]))
+    ids = [*row["input_ids"][:start], *row["partner_input_ids"][partner_start:]]
+    labels = [IGNORED_LABEL] * start + row["partner_labels"][partner_start:]
+    return ids[:limit], labels[:limit]
+
+
+def _answer_start(labels: Sequence[int]) -> int:
+    return next(place for place, label in enumerate(labels) if label != IGNORED_LABEL)
+
+
+def _padded(ids: Sequence[list[int]], labels: Sequence[list[int]], pad_token_id: int) -> dict[str, torch.Tensor]:
+    """Pad on the right, where causal attention never looks from a token of the row."""
+    learned = [torch.tensor(row) != IGNORED_LABEL for row in labels]
+    ones = [torch.ones(len(row), dtype=torch.long) for row in ids]
+    return {
+        "input_ids": pad_sequence([torch.tensor(row) for row in ids], batch_first=True, padding_value=pad_token_id),
+        "attention_mask": pad_sequence(ones, batch_first=True),
+        "completion_mask": pad_sequence([mask.long() for mask in learned], batch_first=True),
+    }
