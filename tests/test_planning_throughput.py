@@ -8,7 +8,12 @@ from tuneline.planning.hardware import GPUS, Device
 from tuneline.planning.known_models import shape_of_known
 from tuneline.planning.memory import Recipe
 from tuneline.planning.model_shape import ModelShape, shape_from_config
-from tuneline.planning.throughput import flops_per_token, tokens_per_second
+from tuneline.planning.throughput import (
+    flops_per_token,
+    model_flops_per_token,
+    peak_flops_per_second,
+    tokens_per_second,
+)
 
 LLAMA_8B = shape_of_known("meta-llama/Llama-3.1-8B")
 
@@ -30,6 +35,17 @@ def test_lora_needs_two_thirds_of_the_work_of_a_full_fine_tune() -> None:
     assert flops_per_token(LLAMA_8B, lora, 4096) == pytest.approx(33.2e9, rel=0.01)
     full = flops_per_token(LLAMA_8B, replace(lora, method="full"), 4096)
     assert flops_per_token(LLAMA_8B, lora, 4096) / full == pytest.approx(0.69, abs=0.01)
+
+
+def test_the_share_of_the_peak_counts_4n_for_an_adapter_and_6n_for_a_full_training_and_knows_no_peak_of_a_cpu() -> None:
+    weights = 7.505e9  # Llama 3.1 8B: 8.03 B parameters without the 0.525 B of its embedding, which multiplies nothing
+    lora = recipe_of(LLAMA_8B, checkpointing=True)
+    assert model_flops_per_token(LLAMA_8B, lora) == pytest.approx(4 * weights, rel=0.001)
+    assert model_flops_per_token(LLAMA_8B, replace(lora, method="qlora")) == pytest.approx(4 * weights, rel=0.001)
+    assert model_flops_per_token(LLAMA_8B, replace(lora, method="full")) == pytest.approx(6 * weights, rel=0.001)
+    assert peak_flops_per_second(GPUS["H100"], lora, devices=8) == 8 * 989e12
+    assert peak_flops_per_second(GPUS["T4"], replace(lora, autocast=False), devices=1) == 8.1e12
+    assert peak_flops_per_second(Device("cpu", "cpu", 0, 0.0, 0.0, 0.0, True, False), lora, devices=1) is None
 
 
 @pytest.mark.parametrize(("gpu", "published"), [("A100-80GB", 3750), ("H100", 12473)])

@@ -13,7 +13,7 @@ from tuneline.planning.derivations import derivations
 from tuneline.planning.hardware import Device, Machine, device_of, memory_limit_bytes
 from tuneline.planning.model_shape import ModelShape
 from tuneline.planning.request import request_problems
-from tuneline.planning.throughput import tokens_per_second
+from tuneline.planning.throughput import model_flops_per_token, peak_flops_per_second, tokens_per_second
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,8 @@ def make_plan(spec: RunSpec, shape: ModelShape, data: PreparedData, machine: Mac
         tokens_per_second=duration.tokens_per_second,
         hours=duration.hours,
         usd=cost.usd if cost else None,
+        model_flops_per_token=model_flops_per_token(shape, batching.recipe),
+        peak_flops_per_second=peak_flops_per_second(device, batching.recipe, spec.budget.gpus),
         derived=derivations(spec, data, device, limit_bytes, batching, duration.optimizer_steps, cost),
     )
 

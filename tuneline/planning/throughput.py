@@ -53,7 +53,7 @@ def tokens_per_second(
     flops = flops_per_token(shape, recipe, row_tokens)
     if device.kind == "gpu":
         share = PACKED_UTILISATION if packing else PADDED_UTILISATION
-        peak = device.half_flops_per_second if recipe.autocast else device.fp32_flops_per_second
+        peak = _gpu_peak(device, recipe)
     else:
         share, peak = CPU_UTILISATION, cores * _cpu_flops_per_core(shape, recipe)
     tax = _dequantise_seconds(shape, recipe, device, cores) / micro_batch_tokens
@@ -64,12 +64,30 @@ def tokens_per_second(
     return Estimate(low=speed(share.low), expected=speed(share.expected), high=speed(share.high))
 
 
+def model_flops_per_token(shape: ModelShape, recipe: Recipe) -> float:
+    """Floating-point operations that a token's training needs by the model's weights alone: 4N, or 6N where all train.
+
+    What published shares of the peak (MFU) count: no attention, and nothing that checkpointing repeats.
+    """
+    return float((6 if recipe.method == "full" else 4) * shape.matmul_parameters)
+
+
+def peak_flops_per_second(device: Device, recipe: Recipe, devices: int) -> float | None:
+    """Dense peak of all devices in the number format of the products; None for a CPU, whose peak is not stated."""
+    if device.kind == "cpu":
+        return None
+    return devices * _gpu_peak(device, recipe)
+
+
+def _gpu_peak(device: Device, recipe: Recipe) -> float:
+    return device.half_flops_per_second if recipe.autocast else device.fp32_flops_per_second
+
+
 def flops_per_token(shape: ModelShape, recipe: Recipe, row_tokens: float) -> float:
     """Floating-point operations per token of a training step, recomputation included."""
     attention = 2 * shape.layers * shape.attention_size * row_tokens
-    passes = 6 if recipe.method == "full" else 4
     recomputed = 2 * shape.matmul_parameters + attention if recipe.checkpointing else 0
-    return passes * shape.matmul_parameters + 3 * attention + recomputed
+    return model_flops_per_token(shape, recipe) + 3 * attention + recomputed
 
 
 def _cpu_flops_per_core(shape: ModelShape, recipe: Recipe) -> float:
