@@ -47,13 +47,16 @@ def load_rows(prepared: Path, steps: int, batch_rows: int, seed: int, objective:
     stored = Dataset.from_file(str(prepared / PreparedData.TRAIN)).select_columns(COLUMNS[objective])
     texts = [name for name in COLUMNS[objective] if name.endswith("input_ids")]
     lengths = [sum(map(len, row)) for row in zip(*(stored[name] for name in texts), strict=True)]
-    order = reading_order(lengths, steps, batch_rows, seed)
+    # Where the length goes with the label, batches of like length would hold wanted answers only, or unwanted ones.
+    order = reading_order(lengths, steps, batch_rows, seed, 1 if objective == "kto" else POOL_BATCHES)
     per_step = [sum(lengths[row] for row in batch) for batch in _cut(order, batch_rows)]
     laid_out = with_partners(stored, order, batch_rows) if objective == "kto" else stored.select(order)
     return TrainingRows(laid_out, tuple(accumulate(per_step, initial=0)))
 
 
-def reading_order(lengths: Sequence[int], steps: int, batch_rows: int, seed: int) -> list[int]:
+def reading_order(
+    lengths: Sequence[int], steps: int, batch_rows: int, seed: int, pool_batches: int = POOL_BATCHES
+) -> list[int]:
     """Order the rows: each pass shuffled, rows of like length in one batch, batches shuffled.
 
     Rows that do not fill a pass's last batch open the next pass, so that every step has `batch_rows` rows.
@@ -63,6 +66,7 @@ def reading_order(lengths: Sequence[int], steps: int, batch_rows: int, seed: int
         steps: optimizer steps.
         batch_rows: rows of an optimizer step.
         seed: seed of the shuffles.
+        pool_batches: batches that are sorted by length together.
 
     Returns:
         `steps * batch_rows` row numbers; within a batch, longest first, so that its micro-batches are of like length
@@ -82,15 +86,17 @@ def reading_order(lengths: Sequence[int], steps: int, batch_rows: int, seed: int
                 continue
             order += sorted(waiting, key=lambda row: -lengths[row])
         whole = len(fresh) - len(fresh) % batch_rows
-        batches = _batches_of_like_length(fresh[:whole], lengths, batch_rows)
+        batches = _batches_of_like_length(fresh[:whole], lengths, batch_rows, pool_batches)
         waiting = fresh[whole:]
         random.shuffle(batches)
         order += [row for batch in batches for row in batch]
     return order[: steps * batch_rows]
 
 
-def _batches_of_like_length(rows: Sequence[int], lengths: Sequence[int], batch_rows: int) -> list[list[int]]:
-    pools = _cut(rows, POOL_BATCHES * batch_rows)
+def _batches_of_like_length(
+    rows: Sequence[int], lengths: Sequence[int], batch_rows: int, pool_batches: int
+) -> list[list[int]]:
+    pools = _cut(rows, pool_batches * batch_rows)
     ordered = [sorted(pool, key=lambda row: -lengths[row]) for pool in pools]
     return [batch for pool in ordered for batch in _cut(pool, batch_rows)]
 

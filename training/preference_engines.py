@@ -21,7 +21,7 @@ class ReferenceEngine(PreparedRows):
     model: Any
 
     def __init__(self, **options: Any) -> None:
-        """Drop the adapter that TRL copies from the fresh one for a reference: it changes nothing, and would be saved."""
+        """Drop the adapter that TRL copies from the fresh one as a reference: it is the base, and would be saved."""
         super().__init__(**options)
         if isinstance(self.model, PeftModel) and "ref" in self.model.peft_config:
             self.model.delete_adapter("ref")
