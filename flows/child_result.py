@@ -17,11 +17,20 @@ SIGNAL_HINTS = {
 }
 
 
-def read_result(job_dir: Path, ending: Ending) -> JobResult:
-    """Read `result.json`; without it the stage failed, and the detail gives status or signal and the last output."""
+def read_result(job_dir: Path, ending: Ending, *, oom_killed: bool = False) -> JobResult:
+    """Read `result.json`; without it the stage failed, and the detail gives status or signal and the last output.
+
+    Args:
+        job_dir: folder of the job.
+        ending: how the child's process ended.
+        oom_killed: whether the kernel's out-of-memory killer struck meanwhile: the rank that it struck need not be
+            the process whose ending is known.
+    """
     try:
         return JobResult.model_validate_json((job_dir / RESULT).read_text(encoding="utf-8"))
     except FileNotFoundError:
+        if oom_killed:
+            return JobResult(status=JobStatus.OUT_OF_MEMORY, detail="killed by the kernel's out-of-memory killer")
         return JobResult(status=JobStatus.FAILED, detail=_describe(ending, job_dir / OUTPUT))
     except ValidationError as error:
         return JobResult(status=JobStatus.FAILED, detail=f"{RESULT} cannot be read: {error}")

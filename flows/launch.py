@@ -22,6 +22,7 @@ from typing import IO
 from flows.child_environment import child_environment
 from flows.child_result import read_result
 from flows.guardian import KILL_SECONDS, Ending
+from flows.oom_kills import oom_kills
 from flows.process_tree import ProcessRecord, gpu_memory_holders
 from tuneline.contracts.errors import Problem, StageFailed, UserError
 from tuneline.contracts.jobs import (
@@ -85,11 +86,12 @@ def run_child(
     with _sole_attempt(job_dir, job.stage, grace_seconds) as lock:
         with _full_disk_explained(job_dir):
             _write_job(job, job_dir)
+        oom_kills_before = oom_kills()
         command = [*launcher, sys.executable, "-P", "-m", package, str(job_dir)]
         environment = child_environment(launched=bool(launcher))
         guardian = _start_guardian(command, environment, job_dir / OUTPUT, lock, grace_seconds)
         ending = _supervise(guardian, ProgressRelay(job_dir / PROGRESS, on_event), grace_seconds)
-    return read_result(job_dir, ending)
+    return read_result(job_dir, ending, oom_killed=oom_kills() > oom_kills_before)
 
 
 def end_with_worker() -> None:

@@ -2,12 +2,15 @@
 
 import getpass
 import json
+import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from flows.context import Run, git_commit
 from tuneline.contracts.artifacts import (
     Adapter,
+    MemoryRung,
     MergedModel,
     Outcome,
     Plan,
@@ -33,6 +36,10 @@ from tuneline.registry.versions import (
 )
 from tuneline.serving.engine import require_engine
 
+TAG_CHARACTERS = 1000
+"""Of an error's words on an MLflow tag, which holds 8000 at most."""
+logger = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class Champion:
@@ -57,15 +64,31 @@ def log_training(live: LiveRun, adapter: Stored[Adapter], plan: Stored[Plan]) ->
         metrics = json.loads(line)
         live.log_batch(int(metrics.pop("step")), metrics)
     record, planned = adapter.record, plan.record
-    live.log_batch(
-        record.optimizer_steps,
-        {
-            "peak_memory_bytes": record.peak_memory_bytes,
-            "planned_memory_bytes": planned.memory_bytes.expected,
-            "measured_tokens_per_second": record.train_tokens / max(record.train_seconds, 1e-9),
-            "planned_tokens_per_second": planned.tokens_per_second.expected,
-        },
-    )
+    figures = {
+        "peak_memory_bytes": record.peak_memory_bytes,
+        "planned_memory_bytes": planned.memory_bytes.expected,
+        "measured_tokens_per_second": record.train_tokens / max(record.train_seconds, 1e-9),
+        "planned_tokens_per_second": planned.tokens_per_second.expected,
+        "memory_rungs": len(record.rungs),
+    }
+    if record.preflight:
+        measured = record.preflight.model_dump(exclude_none=True)
+        figures |= {f"preflight_{name}": value for name, value in measured.items()}
+    live.log_batch(record.optimizer_steps, figures)
+    tag_ladder(live, record.rungs)
+
+
+def tag_ladder(live: LiveRun, rungs: Sequence[MemoryRung]) -> None:
+    """Name on the MLflow run each rung that its training had to climb; a server that is away is a warning."""
+    tags = {
+        f"tuneline.memory_rung.{number}": f"{rung.action}, after step {rung.after_step}: {rung.cause}"[:TAG_CHARACTERS]
+        for number, rung in enumerate(rungs, 1)
+    }
+    try:
+        if tags:
+            live.set_tags(tags)
+    except ServiceUnavailable as error:
+        logger.warning("the rungs of the memory ladder are not tagged: %s", error)
 
 
 def champion_to_beat(run: Run, merged: Stored[MergedModel]) -> Champion | None:

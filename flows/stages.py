@@ -14,9 +14,11 @@ from prefect.states import Completed
 from evaluation.gate import decide as decide_promotion
 from evaluation.items import read_items
 from flows import identity, publishing
+from flows.attempts import Training, train_in_memory
 from flows.context import Run, first_line
-from flows.progress import event_of, shown
+from flows.progress import Listener, event_of, shown
 from flows.summaries import summarise
+from flows.system_metrics import system_metrics
 from tuneline.contracts.artifacts import (
     Adapter,
     EvalReport,
@@ -124,13 +126,19 @@ def train(run: Run, prepared: Stored[PreparedData], plan: Stored[Plan]) -> Done[
     """Train the adapter; an interrupted attempt goes on from its newest whole checkpoint."""
     live = publishing.open_tracking(run, prepared)
     run.live = live
-
-    def listen(event: ProgressEvent) -> None:
-        live.log_batch(event.done, event.metrics)
+    inputs = {"prepared": prepared.path, "plan": plan.path}
 
     def make(work: Path) -> Adapter:
-        inputs = {"prepared": prepared.path, "plan": plan.path}
-        return run.child("training", "train", Adapter, work, inputs, listen=listen)
+        def attempt(reached: Listener) -> Adapter:
+            def listen(event: ProgressEvent) -> None:
+                reached(event)
+                live.log_batch(event.done, event.metrics)
+
+            return run.child("training", "train", Adapter, work, inputs, listen=listen)
+
+        training = Training(run.spec, plan.record, prepared.record)
+        with system_metrics(live):
+            return train_in_memory(training, work, attempt, lambda ladder: publishing.tag_ladder(live, ladder.rungs))
 
     key = identity.train_identity(run.spec, run.base.sha256, prepared.fingerprint)
     stored = run.obtain("train", key, Adapter, make, keep=True)

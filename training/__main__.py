@@ -5,7 +5,7 @@ import sys
 
 from training.launch import launch, processes_of
 from tuneline.contracts.artifacts import Plan, Record
-from tuneline.contracts.jobs import Job, ProgressEvent, Reporter, run_job
+from tuneline.contracts.jobs import LOADING, Job, ProgressEvent, Reporter, run_job
 from tuneline.contracts.store import read_record
 
 
@@ -14,12 +14,12 @@ def run(job: Job, report: Reporter) -> Record:
     match job.stage:
         case "train":
             steps = read_record(job.inputs["plan"], Plan).optimizer_steps
-            report(ProgressEvent(done=0, planned=steps, unit="steps", note="loading"))
+            report(ProgressEvent(done=0, planned=steps, unit="steps", note=LOADING))
             from training.train import train
 
             return train(job, report)
         case "merge":
-            report(ProgressEvent(done=0, planned=1, unit="tensors", note="loading"))
+            report(ProgressEvent(done=0, planned=1, unit="tensors", note=LOADING))
             from training.merge import merge
 
             return merge(job, report)

@@ -27,6 +27,10 @@ from tuneline.contracts.store import write_whole
 JOB, PROGRESS, OUTPUT, RESULT = "job.json", "progress.jsonl", "output.log", "result.json"
 RESERVE = "reserve"
 """A file of a few blocks that the supervisor writes and the child gives back: a full disk can still be reported."""
+OUT_OF_MEMORY_WORDS = ("can't allocate memory", "out of memory", "_ALLOC_FAILED", "std::bad_alloc")
+"""torch 2.13's allocator for CPUs; CUDA; the likes of `CUBLAS_STATUS_ALLOC_FAILED`; C++."""
+LOADING = "loading"
+"""Note of a stage's first event, before it holds its model."""
 
 
 class JobStatus(StrEnum):
@@ -135,7 +139,7 @@ def _result_of(stage: StageFunction, job: Job, report: Reporter) -> JobResult:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             traceback.print_exc()
-            return JobResult(status=JobStatus.FAILED, detail=f"{type(error).__name__}: {error}")
+            return JobResult(status=_status_of(error), detail=f"{type(error).__name__}: {error}")
         return _wrong_input([disk_full(job.out_dir)])
     except Exception as error:  # the boundary of the process: reported in result.json, traceback in output.log
         traceback.print_exc()
@@ -144,8 +148,16 @@ def _result_of(stage: StageFunction, job: Job, report: Reporter) -> JobResult:
 
 
 def _status_of(error: Exception) -> JobStatus:
-    out_of_memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-    return JobStatus.OUT_OF_MEMORY if out_of_memory else JobStatus.FAILED
+    return JobStatus.OUT_OF_MEMORY if is_out_of_memory(error) else JobStatus.FAILED
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Tell whether an allocation failed; torch's allocator for CPUs, and cuBLAS, say so in a plain `RuntimeError`."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in OUT_OF_MEMORY_WORDS)
 
 
 def disk_full(path: Path) -> Problem:

@@ -65,6 +65,11 @@ class LiveRun:
         self._last_steps.update(dict.fromkeys(fresh, step))
         self._writer.add([Metric(key, float(value), now_ms, step) for key, value in fresh.items()])
 
+    def log_sample(self, metrics: Mapping[str, float]) -> None:
+        """Queue a sample of figures that belong to a time and not to a step: each follows the last one of its name."""
+        for key, value in metrics.items():
+            self.log_batch(self._last_steps.get(key, -1) + 1, {key: value})
+
     def log_dataset(self, name: str, sha256: str, source: str, context: str) -> None:
         """Name a data set that the run reads, by its digest; `context` is as `training` or `held_out`."""
         from mlflow.entities import Dataset, DatasetInput, InputTag
