@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +29,12 @@ class Part:
     """Some rows of a table, for whoever works on them: a worker reads them from the file itself."""
 
     path: Path
-    batches: range
-    """Record batches of the file that hold the rows."""
+    first_batch: int
+    """Record batch of the file that holds the first row."""
+    starts: NDArray[np.int64]
+    """Number of the first row of this batch and each one after it, and of the row after the last one."""
     rows: NDArray[np.int64]
-    """Numbers of the rows, in rising order, counted from the first of these batches."""
+    """Numbers of the rows, in rising order."""
 
     def examples(self) -> list[str]:
         """The rows' examples, as JSON."""
@@ -46,9 +49,16 @@ class Part:
         return self._read("row_id")
 
     def _read(self, column: str) -> list[str]:
+        """Read a column a batch at a time: rows that lie far apart would otherwise hold all of the file between them."""
         reader = _open(self.path, column)
-        found = pa.chunked_array([reader.get_batch(number).column(0) for number in self.batches])
-        values: list[str] = (found if len(found) == len(self.rows) else found.take(pa.array(self.rows))).to_pylist()
+        values: list[str] = []
+        borders = np.searchsorted(self.rows, self.starts)
+        for number, (low, high) in enumerate(pairwise(borders.tolist())):
+            if low == high:
+                continue
+            batch = reader.get_batch(self.first_batch + number).column(0)
+            whole = high - low == len(batch)
+            values += (batch if whole else batch.take(pa.array(self.rows[low:high] - self.starts[number]))).to_pylist()
         return values
 
 
@@ -78,7 +88,7 @@ class RowTable:
         for start in range(0, len(rows), CHUNK_ROWS):
             chunk = rows[start : start + CHUNK_ROWS]
             first, last = np.searchsorted(self.batch_starts, [chunk[0], chunk[-1]], side="right") - 1
-            yield Part(self.path, range(first, last + 1), chunk - self.batch_starts[first])
+            yield Part(self.path, first, self.batch_starts[first : last + 2], chunk)
 
     def signatures(self, rows: NDArray[np.int64]) -> NDArray[np.uint32]:
         """MinHash signatures of some rows, mapped from disk: shape (rows, permutations)."""
