@@ -228,10 +228,3 @@ def test_planning_loads_neither_torch_nor_transformers() -> None:
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60
     )
     assert shown.stdout.strip() == "set()"
-
-
-@pytest.mark.parametrize("kind", ["text", "preference", "unpaired_preference"])
-def test_rows_that_no_training_here_takes_are_refused_before_it_starts(kind: str) -> None:
-    data = data_of().model_copy(update={"kind": kind})
-    with pytest.raises(UserError, match=f"the rows are of kind {kind}"):
-        plan_of(spec_of(), data)

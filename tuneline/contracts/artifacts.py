@@ -58,6 +58,21 @@ class PreparedData(Record):
     template_sha256: str
     receipt_sha256: str
 
+    @property
+    def sequences_per_row(self) -> int:
+        """Texts that a row is: a pair is two."""
+        return 2 if self.kind == "preference" else 1
+
+    @property
+    def mean_row_tokens(self) -> float:
+        """Tokens of an average row, both answers of a pair."""
+        return (self.train_tokens + self.rejected_tokens) / self.train_rows
+
+    @property
+    def longest_tokens(self) -> int:
+        """Tokens of the longest text."""
+        return max(self.lengths.max, self.longest_rejected_tokens)
+
 
 class DerivedValue(Record):
     """A setting that the config left open: what was chosen, and why."""

@@ -62,10 +62,11 @@ def _length_that_fits(
 ) -> int | None:
     """Longest length, halving from the longest row, at which one row fits."""
     rows = spec.training.micro_batch_rows or 1
-    recipe = recipe_of(spec, shape, device, checkpointing=spec.training.activation_checkpointing != "off")
-    length = data.lengths.max // 2
+    recipe = recipe_of(spec, shape, data, device, checkpointing=spec.training.activation_checkpointing != "off")
+    length = data.longest_tokens // 2
     while length >= SHORTEST_ADVISED_TOKENS:
-        shorter = data.model_copy(update={"lengths": data.lengths.model_copy(update={"max": length})})
+        lengths = data.lengths.model_copy(update={"max": length})
+        shorter = data.model_copy(update={"lengths": lengths, "longest_rejected_tokens": 0})
         if training_memory(shape, recipe, largest_micro_batch(shorter, rows)).total.high <= limit_bytes:
             return length
         length //= 2

@@ -5,10 +5,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from tuneline.contracts.artifacts import PreparedData
+from tuneline.contracts.objectives import WITH_REFERENCE, objective_of
 from tuneline.contracts.spec import RunSpec
 from tuneline.planning.hardware import Device
 from tuneline.planning.memory import Memory, MicroBatch, Recipe, training_memory
 from tuneline.planning.model_shape import ModelShape
+from tuneline.planning.objectives import EXTRA_FORWARD_PASSES
 from tuneline.planning.request import adapted_modules
 
 MICRO_BATCH_TOKENS = {"gpu": 16_384, "cpu": 8_192}
@@ -52,9 +54,10 @@ def choose_batching(spec: RunSpec, shape: ModelShape, data: PreparedData, device
     return min(ways, key=lambda way: way.memory.total.expected)
 
 
-def recipe_of(spec: RunSpec, shape: ModelShape, device: Device, *, checkpointing: bool) -> Recipe:
+def recipe_of(spec: RunSpec, shape: ModelShape, data: PreparedData, device: Device, *, checkpointing: bool) -> Recipe:
     """Gather what memory and speed depend on from a config."""
     dtype = spec.model.dtype
+    objective = objective_of(spec.training.objective, data.kind)
     return Recipe(
         method=spec.adapter.method,
         rank=spec.adapter.rank,
@@ -66,11 +69,15 @@ def recipe_of(spec: RunSpec, shape: ModelShape, device: Device, *, checkpointing
         device=device.kind,
         devices=spec.budget.gpus,
         sharded=spec.training.fsdp,
+        extra_forward_passes=EXTRA_FORWARD_PASSES[objective],
+        reference_copy=objective in WITH_REFERENCE and spec.adapter.method == "full",
     )
 
 
-def is_packed(spec: RunSpec, device: Device) -> bool:
+def is_packed(spec: RunSpec, data: PreparedData, device: Device) -> bool:
     """Whether the rows of a micro-batch are joined into one: `auto` says so where attention is varlen."""
+    if objective_of(spec.training.objective, data.kind) != "sft":
+        return False
     if spec.training.packing == "auto":
         return device.kind == "gpu" and spec.model.attention == "flash_attention_2"
     return spec.training.packing == "on"
@@ -81,33 +88,35 @@ def largest_micro_batch(data: PreparedData, rows: int) -> MicroBatch:
 
     Rows of like length are put into one batch, so the longest ones do meet.
     """
-    tokens = rows * data.lengths.max
+    tokens = rows * data.sequences_per_row * data.longest_tokens
     learned_share = min(1.0, LEARNED_SHARE_MARGIN * data.learned_tokens / data.train_tokens)
-    return MicroBatch(tokens, math.ceil(tokens * learned_share), data.lengths.max)
+    return MicroBatch(tokens, math.ceil(tokens * learned_share), data.longest_tokens)
 
 
 def average_micro_batch_tokens(spec: RunSpec, data: PreparedData, batching: Batching) -> float:
     """Tokens computed in an average micro-batch, padding included.
 
     Rows are sorted by length in pools of 50 batches and cut into k micro-batches, each padded to its longest row: on
-    average over the k steps of a staircase from 0 to the longest row, half a step is padding.
+    average over the k steps of a staircase from 0 to the longest row, half a step is padding. Labelled answers are
+    sorted within a batch only.
     """
     rows = batching.micro_batch_rows
-    mean = data.train_tokens / data.train_rows
+    mean, longest = data.mean_row_tokens, data.sequences_per_row * data.longest_tokens
     if batching.packing:
         return rows * mean
-    batches = min(POOL_BATCHES, max(1, data.train_rows // spec.training.effective_batch_rows))
+    pool = 1 if data.kind == "unpaired_preference" else POOL_BATCHES
+    batches = min(pool, max(1, data.train_rows // spec.training.effective_batch_rows))
     micro_batches = batches * batching.accumulation_steps * spec.budget.gpus
-    return rows * (mean + min(data.lengths.max - mean, data.lengths.max / (2 * micro_batches)))
+    return rows * (mean + min(longest - mean, longest / (2 * micro_batches)))
 
 
 def _ways(spec: RunSpec, shape: ModelShape, data: PreparedData, device: Device, limit_bytes: int) -> Iterator[Batching]:
     rows_per_device = max(1, spec.training.effective_batch_rows // spec.budget.gpus)
-    packing = is_packed(spec, device)
+    packing = is_packed(spec, data, device)
     for checkpointing in {"auto": (False, True), "on": (True,), "off": (False,)}[
         spec.training.activation_checkpointing
     ]:
-        recipe = recipe_of(spec, shape, device, checkpointing=checkpointing)
+        recipe = recipe_of(spec, shape, data, device, checkpointing=checkpointing)
         for rows in _micro_batches(spec, rows_per_device, device):
             micro_batch = largest_micro_batch(data, rows)
             too_large = rows > 1 and micro_batch.tokens > MICRO_BATCH_TOKENS[device.kind]

@@ -90,6 +90,10 @@ class Recipe:
     devices: int
     sharded: bool
     """FSDP: weights, gradients and optimizer are split over the devices; otherwise each has them whole."""
+    extra_forward_passes: int = 0
+    """Passes without gradients beside each training pass: those of a preference objective's reference."""
+    reference_copy: bool = False
+    """A full training that is held to its base keeps it in memory, in fp32 like the weights in training."""
 
     @property
     def base_bytes(self) -> int:
@@ -157,6 +161,7 @@ def _static_bytes(shape: ModelShape, recipe: Recipe) -> dict[str, float]:
     return {
         "weights": _weight_bytes(shape, recipe) / recipe.shards,
         "adapters": adapters / recipe.shards,
+        "reference": FP32_BYTES * shape.parameters / recipe.shards if recipe.reference_copy else 0,
         "gradients": FP32_BYTES * trainable / recipe.shards,
         # Without FSDP, DistributedDataParallel holds the gradients a second time, in the buckets that it sends.
         "gradient_buckets": FP32_BYTES * trainable if recipe.devices > 1 and not recipe.sharded else 0,

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from tuneline.contracts.artifacts import Estimate, Plan, PreparedData
 from tuneline.contracts.errors import Problem, UserError
+from tuneline.contracts.objectives import objective_of
 from tuneline.contracts.spec import BudgetSpec, RunSpec, TrainingSpec
 from tuneline.planning.advice import memory_problem
 from tuneline.planning.batching import Batching, average_micro_batch_tokens, choose_batching
@@ -12,6 +13,7 @@ from tuneline.planning.cost import Cost, cost_of, price_book
 from tuneline.planning.derivations import derivations
 from tuneline.planning.hardware import Device, Machine, device_of, memory_limit_bytes
 from tuneline.planning.model_shape import ModelShape
+from tuneline.planning.objectives import objective_problems
 from tuneline.planning.request import request_problems
 from tuneline.planning.throughput import model_flops_per_token, peak_flops_per_second, tokens_per_second
 
@@ -35,12 +37,10 @@ def make_plan(spec: RunSpec, shape: ModelShape, data: PreparedData, machine: Mac
         raise UserError.of(
             "no training rows are left", "data.train", "the receipt of prepare says why rows were dropped"
         )
-    if data.kind != "conversation":
-        fix = "`tuneline data inspect` shows them; training takes conversations"
-        raise UserError.of(f"the rows are of kind {data.kind}: nothing here trains on those yet", "data.format", fix)
+    objective = objective_of(spec.training.objective, data.kind)
     device = device_of(spec.budget, machine)
     limit_bytes = memory_limit_bytes(spec.budget, device)
-    problems = request_problems(spec, shape, data, device)
+    problems = [*request_problems(spec, shape, data, device), *objective_problems(spec, data, objective)]
     batching = choose_batching(spec, shape, data, device, limit_bytes)
     if batching.memory.total.expected > limit_bytes:
         problems.append(memory_problem(spec, shape, data, device, limit_bytes, batching))
@@ -80,7 +80,7 @@ def _duration(
     spec: RunSpec, shape: ModelShape, data: PreparedData, device: Device, machine: Machine, batching: Batching
 ) -> Duration:
     rows = batching.micro_batch_rows
-    mean_tokens = data.train_tokens / data.train_rows
+    mean_tokens = data.mean_row_tokens
     computed_tokens = average_micro_batch_tokens(spec, data, batching)
     speed = tokens_per_second(
         shape,
@@ -90,7 +90,7 @@ def _duration(
         cores=machine.cores,
         packing=batching.packing,
         micro_batch_tokens=computed_tokens,
-        row_tokens=mean_tokens,
+        row_tokens=mean_tokens / data.sequences_per_row,
         useful_share=rows * mean_tokens / computed_tokens,
     )
     steps = optimizer_steps(spec.training, data.train_rows)

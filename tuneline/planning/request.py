@@ -81,6 +81,8 @@ def _batch_problems(spec: RunSpec, data: PreparedData) -> Iterator[Problem]:
 
 
 def _length_problems(data: PreparedData, shape: ModelShape) -> Iterator[Problem]:
-    if data.lengths.max > shape.context_tokens:
-        what = f"the longest row has {data.lengths.max:,} tokens and the model positions for {shape.context_tokens:,}"
+    if data.longest_tokens > shape.context_tokens:
+        what = (
+            f"the longest row has {data.longest_tokens:,} tokens and the model positions for {shape.context_tokens:,}"
+        )
         yield Problem(what, "data.max_length_tokens", f"set it to {shape.context_tokens} or less")

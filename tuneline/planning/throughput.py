@@ -84,10 +84,14 @@ def _gpu_peak(device: Device, recipe: Recipe) -> float:
 
 
 def flops_per_token(shape: ModelShape, recipe: Recipe, row_tokens: float) -> float:
-    """Floating-point operations per token of a training step, recomputation included."""
+    """Floating-point operations per token of a training step, recomputation and a reference's passes included."""
     attention = 2 * shape.layers * shape.attention_size * row_tokens
-    recomputed = 2 * shape.matmul_parameters + attention if recipe.checkpointing else 0
-    return model_flops_per_token(shape, recipe) + 3 * attention + recomputed
+    forward_passes = recipe.extra_forward_passes + recipe.checkpointing
+    return (
+        model_flops_per_token(shape, recipe)
+        + 3 * attention
+        + forward_passes * (2 * shape.matmul_parameters + attention)
+    )
 
 
 def _cpu_flops_per_core(shape: ModelShape, recipe: Recipe) -> float:
@@ -101,7 +105,7 @@ def _dequantise_seconds(shape: ModelShape, recipe: Recipe, device: Device, cores
     """Seconds per micro-batch in which NF4 weights are expanded, whatever its number of tokens."""
     if recipe.method != "qlora":
         return 0.0
-    passes = 3 if recipe.checkpointing else 2
+    passes = 2 + recipe.checkpointing + recipe.extra_forward_passes
     moved_bytes = passes * shape.linear_parameters * (NF4_BITS / 8 + DEQUANTISED_BYTES)
     speed = device.memory_bytes_per_second if device.kind == "gpu" else cores * CPU_DEQUANTISE_BYTES_PER_SECOND
     return moved_bytes / speed
