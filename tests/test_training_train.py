@@ -101,7 +101,7 @@ def test_progress_counts_optimizer_steps_and_the_metrics_file_holds_each_logged_
     adapter, out_dir = run(tmp_path, inputs, events, training={"log_every_optimizer_steps": 5})
     logged = [json.loads(line) for line in (out_dir / Adapter.METRICS).read_text().splitlines()]
     assert [row["step"] for row in logged] == [1, 5, 10, 12]
-    assert [event.done for event in events] == [0, 1, 5, 10, 12]
+    assert [event.done for event in events] == [0, 0, 1, 5, 10, 12]  # preflight begun, preflight measured, steps
     assert {event.planned for event in events} == {12}
     assert logged[-1]["tokens"] == adapter.train_tokens
     rows = Dataset.from_file(str(inputs["prepared"] / PreparedData.TRAIN))

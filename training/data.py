@@ -40,6 +40,8 @@ class TrainingRows:
     """`datasets.Dataset` of the objective's columns, in reading order."""
     tokens_after_step: tuple[int, ...]
     """Index 0 is before the first step."""
+    row_tokens: tuple[int, ...]
+    """Tokens of each row."""
 
 
 def load_rows(prepared: Path, steps: int, batch_rows: int, seed: int, objective: Objective = "sft") -> TrainingRows:
@@ -51,7 +53,7 @@ def load_rows(prepared: Path, steps: int, batch_rows: int, seed: int, objective:
     order = reading_order(lengths, steps, batch_rows, seed, 1 if objective == "kto" else POOL_BATCHES)
     per_step = [sum(lengths[row] for row in batch) for batch in _cut(order, batch_rows)]
     laid_out = with_partners(stored, order, batch_rows) if objective == "kto" else stored.select(order)
-    return TrainingRows(laid_out, tuple(accumulate(per_step, initial=0)))
+    return TrainingRows(laid_out, tuple(accumulate(per_step, initial=0)), tuple(lengths[row] for row in order))
 
 
 def reading_order(

@@ -100,6 +100,7 @@ def shared_arguments(
         use_cpu=on_cpu,
         ddp_backend="gloo" if on_cpu and processes > 1 else None,
         gradient_checkpointing=plan.activation_checkpointing,
+        activation_offloading=plan.activation_offloading and not on_cpu,  # a CPU has no other memory to use
         train_sampling_strategy="sequential",
         dataloader_num_workers=0,
         dataloader_pin_memory=not on_cpu,

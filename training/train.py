@@ -1,25 +1,26 @@
 """The stage `train`: prepared rows and a plan in, trained weights out, whatever interrupts it in between."""
 
 import os
-import resource
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import PartialState
 from transformers import AutoTokenizer, PrinterCallback, set_seed
 
-from training import adapters, checkpoints, metrics, nf4, weights
+from training import adapters, admission, checkpoints, metrics, nf4, weights
 from training.attention import training_attention
 from training.base_model import load_base
 from training.callbacks import Preemption, Progress, SealCheckpoints, StopOnPreemption
 from training.data import TrainingRows, load_rows
+from training.memory import memory_watched, peak_memory_bytes
 from training.objectives import arguments_of, make_engine
 from training.precision import Precision, choose_precision, has_fast_bfloat16, training_device, use_granted_threads
-from tuneline.contracts.artifacts import Adapter, Plan, PreparedData
+from training.preflight import PreflightSteps
+from tuneline.contracts.artifacts import Adapter, Plan, Preflight, PreparedData
 from tuneline.contracts.jobs import Job, JobInterrupted, JobStatus, ProgressEvent, Reporter
+from tuneline.contracts.ladder import plan_on, read_ladder
 from tuneline.contracts.objectives import WITH_REFERENCE, Objective, objective_of
 from tuneline.contracts.store import read_record
 
@@ -52,19 +53,25 @@ def train(job: Job, report: Reporter) -> Adapter:
 
     Raises:
         UserError: when a target module does not exist or cannot be adapted.
-        JobInterrupted: pre-empted by SIGTERM (a checkpoint is saved), or diverged.
+        JobInterrupted: pre-empted by SIGTERM (a checkpoint is saved), diverged, or out of memory.
     """
     use_granted_threads()
-    plan = read_record(job.inputs["plan"], Plan)
+    plan = plan_on(read_record(job.inputs["plan"], Plan), read_ladder(job.out_dir))
     with Preemption(plan.optimizer_steps) as preemption:
         setup = _set_up(job, plan)
         start = _find_start(job.out_dir)
-        note = f"resumed from step {start.step}" if start.checkpoint else "training"
+        note = f"resumed from step {start.step}" if start.checkpoint else "preflight"
         report(ProgressEvent(done=start.step, planned=plan.optimizer_steps, unit="steps", note=note))
         progress = Progress(report, job.out_dir / Adapter.METRICS, setup.rows.tokens_after_step, start.train_seconds)
         trainer = _trainer(job, setup, progress, preemption)
+        _measure_first(job, plan, trainer, setup.rows, report, preemption)
         preemption.in_steps = True
-        trainer.train(resume_from_checkpoint=str(start.checkpoint) if start.checkpoint else None)
+
+        def out_of_memory(step: int) -> None:
+            report(ProgressEvent(done=step, planned=plan.optimizer_steps, unit="steps", note="out of memory"))
+
+        with memory_watched(lambda: trainer.state.global_step, plan.optimizer_steps, out_of_memory):
+            trainer.train(resume_from_checkpoint=str(start.checkpoint) if start.checkpoint else None)
         _check_end(trainer.state.global_step, plan.optimizer_steps, preemption)
         return _finish(job, trainer, setup, progress.seconds, start.step)
 
@@ -128,6 +135,23 @@ def _trainer(job: Job, setup: Setup, progress: Progress, preemption: Preemption)
     return trainer
 
 
+def _measure_first(
+    job: Job, plan: Plan, trainer: Any, rows: TrainingRows, report: Reporter, preemption: Preemption
+) -> None:
+    """Have the trainer measure itself before its first step, and hold the figures against the budget."""
+
+    def accept(found: Preflight) -> None:
+        measured = admission.priced(found, plan)
+        if trainer.is_world_process_zero():
+            report(admission.event_of(measured, plan))
+        admission.check_budget(measured, job.spec.budget, plan)
+        if trainer.is_world_process_zero():
+            admission.keep(measured, job.out_dir)
+
+    steps = PreflightSteps(trainer, rows.tokens_after_step[-1], rows.row_tokens, accept, lambda: preemption.requested)
+    trainer.callback_handler.callbacks.insert(0, steps)
+
+
 def _check_end(done: int, planned: int, preemption: Preemption) -> None:
     """Compare steps: after a stop asked for by a callback, `Trainer.train` returns as if it had finished."""
     if done < planned and preemption.requested:
@@ -139,6 +163,7 @@ def _check_end(done: int, planned: int, preemption: Preemption) -> None:
 def _finish(job: Job, trainer: Any, setup: Setup, train_seconds: float, resumed_from_step: int) -> Adapter:
     model = trainer.accelerator.unwrap_model(trainer.model)
     folder = job.out_dir / Adapter.WEIGHTS
+    preflight, ladder = admission.read_kept(job.out_dir), read_ladder(job.out_dir)
     state = trainer.accelerator.get_state_dict(trainer.model) if trainer.is_fsdp_enabled else None
     if trainer.is_world_process_zero():
         weights.save_trained(model, state, job.spec.model.base, folder)
@@ -154,14 +179,10 @@ def _finish(job: Job, trainer: Any, setup: Setup, train_seconds: float, resumed_
         first_loss=logged[0].loss,
         last_loss=logged[-1].loss,
         resumed_from_step=resumed_from_step,
-        peak_memory_bytes=_peak_memory_bytes(setup.precision.device),
+        peak_memory_bytes=peak_memory_bytes(setup.precision.device),
         trainable_parameters=sum(parameter.numel() for parameter in adapters.trainable_parameters(model)),
         coverage=adapters.coverage(model),
         weights_sha256=weights.weights_sha256(folder),
+        preflight=preflight,
+        rungs=ladder.rungs,
     )
-
-
-def _peak_memory_bytes(device: str) -> int:
-    if device == "cuda":
-        return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB
