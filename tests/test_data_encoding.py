@@ -26,7 +26,23 @@ TEXTS = st.lists(
         st.text(st.characters(max_codepoint=0x250), max_size=12),
         st.text(st.characters(exclude_categories=["Cs"]), max_size=6),
         st.sampled_from(
-            ["<|im_end|>", "<|im_start|>", "\n\n", "  ", " the", "'s", "'LL", "1234", " 12", "don't", "\r\n"]
+            [
+                "<|im_end|>",
+                "<|im_start|>",
+                "\n\n",
+                "  ",
+                " the",
+                "'s",
+                "'LL",
+                "1234",
+                " 12",
+                "don't",
+                "\r\n",
+                " ",
+                " \n",
+                "\n ",
+                "\t ",
+            ]
         ),
     ),
     max_size=12,

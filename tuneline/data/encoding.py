@@ -1,8 +1,8 @@
 """Texts to token ids that can be traced back to characters: by the tokenizer itself, or word by word from memory.
 
 Byte-level BPE looks at one word (pre-token) at a time, so that a word's ids can be remembered. `tokenizers` 0.23 takes
-230 us for a row of 200 tokens; cutting the text with `re` and looking its words up takes 60. That is done where it is
-certain to be the same: for tokenizers whose cutting pattern can be said in `re`, and texts of characters that every
+230 us for a row of 200 tokens; cutting the text at its spaces and looking the runs up takes 36. That is done where it
+is certain to be the same: for tokenizers whose cutting pattern can be said in `re`, and texts of characters that every
 Unicode version puts in the same class. It is compared with the tokenizer when it is made, and in one text of
 `CHECKED_EVERY` as it works.
 """
@@ -12,8 +12,7 @@ import random
 import re
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import chain
+from functools import cached_property, partial
 from typing import Any, Protocol, Self
 
 import numpy as np
@@ -28,6 +27,12 @@ LETTERS = "A-Za-z\u00aa\u00b5\u00ba\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u024f"
 NUMBERS = "0-9\u00b2\u00b3\u00b9\u00bc-\u00be"
 KNOWN_TEXT = re.compile("[\t\n\r -~\u00a1-\u012f\u0132-\u017e\u0180-\u024f\u2010-\u2027\u20ac]*")
 """Latin text with punctuation. Left out: spaces beyond ASCII, and the letters that case folding makes ASCII."""
+SPACE_SECOND = ("  ", "\n ", "\t ", "\r ")
+"""White space before a space. Where more of it or an end follows, a word may take in both: then words are cut off."""
+CUT = "\0"
+"""Marks a place to cut at; `KNOWN_TEXT` has no zero byte."""
+BEFORE_SPACE = f"{CUT} "
+ID_BYTES = 4
 BYTE_LEVEL_PATTERN = r" ?\p{L}+| ?\p{N}+|'(?:[stmd]|re|ve|ll)| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 """What `use_regex` stands for, words before contractions: the two never begin alike, and words are tried first."""
 _CLASS = re.compile(r"\[[^\]]*\]")
@@ -71,60 +76,66 @@ class EncodedText:
         return bool(self._encoding.token_to_chars(token)[0] < character)
 
 
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """The words between two special tokens, or one of these: where it begins in characters and in tokens."""
-
-    character: int
-    token: int
-    words: list[str]
-
-
 class RememberedText:
-    """A text as its words' ids."""
+    """A text as the ids of its runs; places in it are looked for from the special token before them on."""
 
-    def __init__(self, pieces: list[Piece], ids: list[int], length: int, memory: "WordMemory") -> None:
-        """Join pieces; `memory` is asked for the ids of a word when a place in the text is looked for."""
-        self._pieces, self._length, self._memory = pieces, length, memory
-        self.ids: NDArray[np.int32] = np.array(ids, dtype=np.int32)
+    def __init__(self, text: str, ids: NDArray[np.int32], memory: "WordMemory") -> None:
+        """Take a text's ids; `memory` is asked for the ids of a run when a place is looked for."""
+        self._text, self._memory = text, memory
+        self.ids = ids
+
+    @cached_property
+    def _anchors(self) -> tuple[list[int], list[int]]:
+        """Where each special token begins and ends, in characters and in tokens; before them, the text's beginning."""
+        return self._memory.anchors(self._text, self.ids)
 
     def token_at(self, character: int) -> int:
         """Return the number of the first token that holds the character; of the next one where none does."""
-        if character >= self._length:
+        if character >= len(self._text):
             return len(self.ids)
-        piece = self._pieces[bisect_right(self._pieces, character, key=_character) - 1]
-        start, token = piece.character, piece.token
-        for word in piece.words:  # borders lie at a piece's beginning or a few words behind it
-            if character == start:
-                return token
-            if character < start + len(word):
-                return token + self._memory.inside(word).token_at(character - start)
-            start, token = start + len(word), token + len(self._memory[word])
+        characters, tokens = self._anchors
+        anchor = bisect_right(characters, character) - 1
+        start = characters[anchor]
+        if start == character:
+            return tokens[anchor]
+        end = characters[anchor + 1] if anchor + 1 < len(characters) else len(self._text)
+        return tokens[anchor] + self._token_within(self._memory.cut(self._text[start:end]), character - start)
+
+    def _token_within(self, runs: Sequence[str], character: int) -> int:
+        memory, token = self._memory, 0
+        for run in runs:
+            if character <= 0:
+                break
+            if character < len(run):
+                words = memory.words(run)
+                inside = memory.inside(run).token_at if len(words) < 2 else partial(self._token_within, words)
+                return token + inside(character)
+            character, token = character - len(run), token + memory.count(run)
         return token
 
     def begins_before(self, token: int, character: int) -> bool:
         """Whether a token holds characters before this one."""
-        piece = self._pieces[bisect_right(self._pieces, token, key=_token) - 1]
-        start, first = piece.character, piece.token
-        for word in piece.words:
-            size = len(self._memory[word])
-            if token < first + size:
-                inside = token > first and start < character
-                return (
-                    self._memory.inside(word).begins_before(token - first, character - start)
-                    if inside
-                    else start < character
-                )
-            start, first = start + len(word), first + size
-        return start < character
+        characters, tokens = self._anchors
+        anchor = bisect_right(tokens, token) - 1
+        start = characters[anchor]
+        if tokens[anchor] == token:
+            return start < character
+        end = characters[anchor + 1] if anchor + 1 < len(characters) else len(self._text)
+        runs = self._memory.cut(self._text[start:end])
+        return self._begins_within(runs, token - tokens[anchor], character - start)
 
-
-def _character(piece: Piece) -> int:
-    return piece.character
-
-
-def _token(piece: Piece) -> int:
-    return piece.token
+    def _begins_within(self, runs: Sequence[str], token: int, character: int) -> bool:
+        memory = self._memory
+        for run in runs:
+            if token == 0 and run:
+                break
+            if token < memory.count(run):
+                words = memory.words(run)
+                if len(words) > 1:
+                    return self._begins_within(words, token, character)
+                return character > 0 and memory.inside(run).begins_before(token, character)
+            token, character = token - memory.count(run), character - len(run)
+        return character > 0
 
 
 class Encoder:
@@ -149,13 +160,19 @@ class Encoder:
         return [EncodedText(encoding, len(text)) for encoding, text in zip(encodings, texts, strict=True)]
 
 
-class WordMemory(dict[str, tuple[int, ...]]):
-    """The ids of every word met so far, and how a text is cut into words."""
+class WordMemory(dict[str, bytes]):
+    """The ids of every run met so far, as the bytes of int32 numbers, and how a text is cut into runs.
+
+    A run is a word with what follows it up to the next space or special token: quicker to cut off than words are.
+    """
 
     def __init__(self, backend: Any, pattern: re.Pattern[str], special: re.Pattern[str]) -> None:
         """Cut with `pattern` what lies between the special tokens that `special` finds."""
         super().__init__()
         self._backend, self._pattern, self._special = backend, pattern, special
+        self._tangled = re.compile(rf"\s (?:\s|\Z|{special.pattern})")
+        self._is_special = np.zeros(backend.get_vocab_size(with_added_tokens=True), dtype=np.bool_)
+        self._is_special[list(backend.get_added_tokens_decoder())] = True
         self._encoded = 0
 
     @classmethod
@@ -171,12 +188,13 @@ class WordMemory(dict[str, tuple[int, ...]]):
         probes = [*_probes(contents), *_probes_of_vocabulary(backend)]
         return memory if all(memory._agrees(text) for text in probes) else None
 
-    def __missing__(self, word: str) -> tuple[int, ...]:
-        """Ask the tokenizer for a new word."""
+    def __missing__(self, run: str) -> bytes:
+        """Join the ids of a new run's words; ask the tokenizer for a new word."""
+        words = self.words(run)
+        ids = b"".join(map(self.__getitem__, words)) if len(words) > 1 else self._ask(run).tobytes()
         if len(self) >= REMEMBERED_WORDS:
             self.clear()
-        ids = tuple(self._backend.encode(word, add_special_tokens=False).ids)
-        self[word] = ids
+        self[run] = ids
         return ids
 
     def encode(self, text: str) -> RememberedText:
@@ -184,29 +202,47 @@ class WordMemory(dict[str, tuple[int, ...]]):
         self._encoded += 1
         if self._encoded % CHECKED_EVERY == 0:
             assert self._agrees(text), f"words from memory differ from the tokenizer's in {text[:200]!r}"
-        pieces: list[Piece] = []
-        ids: list[int] = []
-        character = 0
-        for number, part in enumerate(self._special.split(text)):
-            words = [part] if number % 2 else self._pattern.findall(part)
-            pieces.append(Piece(character, len(ids), words))
-            ids.extend(chain.from_iterable(map(self.__getitem__, words)))
-            character += len(part)
-        return RememberedText(pieces, ids, len(text), self)
+        return self._encode(text)
+
+    def words(self, run: str) -> list[str]:
+        """Cut a run into words; a special token is one."""
+        return [run] if self._special.fullmatch(run) else self._pattern.findall(run)
+
+    def count(self, run: str) -> int:
+        """Count the tokens of a run."""
+        return len(self[run]) // ID_BYTES
 
     def inside(self, word: str) -> EncodedText:
         """Encode a word so that its characters can be traced."""
         return EncodedText(self._backend.encode(word, add_special_tokens=False), len(word))
 
-    def _cut(self, text: str) -> list[str]:
-        parts = enumerate(self._special.split(text))
-        return [word for number, part in parts for word in ([part] if number % 2 else self._pattern.findall(part))]
+    def cut(self, text: str) -> list[str]:
+        """Cut before each space and around special tokens; into words where it matters what is around a space."""
+        if any(pair in text for pair in SPACE_SECOND) and self._tangled.search(text):
+            return [word for part in self._special.split(text) for word in self.words(part)]
+        return CUT.join(self._special.split(text.replace(" ", BEFORE_SPACE))).split(CUT)
+
+    def anchors(self, text: str, ids: NDArray[np.int32]) -> tuple[list[int], list[int]]:
+        """Find where each special token of a text begins and ends, in characters and in tokens, in rising order."""
+        characters, tokens = [0], [0]
+        places = np.flatnonzero(self._is_special[ids]).tolist()
+        for found, token in zip(self._special.finditer(text), places, strict=True):
+            characters += found.span()
+            tokens += (token, token + 1)
+        return characters, tokens
+
+    def _encode(self, text: str) -> RememberedText:
+        ids = b"".join(map(self.__getitem__, self.cut(text)))
+        return RememberedText(text, np.frombuffer(ids, dtype=np.int32), self)
+
+    def _ask(self, text: str) -> NDArray[np.int32]:
+        return np.array(self._backend.encode(text, add_special_tokens=False).ids, dtype=np.int32)
 
     def _agrees(self, text: str) -> bool:
-        words = self._cut(text)
-        ids = list(chain.from_iterable(map(self.__getitem__, words)))
-        expected: list[int] = self._backend.encode(text, add_special_tokens=False).ids
-        return "".join(words) == text and ids == expected
+        ids = self._ask(text)
+        specials = sum(1 for _ in self._special.finditer(text))
+        traceable = "".join(self.cut(text)) == text and np.count_nonzero(self._is_special[ids]) == specials
+        return traceable and np.array_equal(self._encode(text).ids, ids)
 
 
 def _cutting_pattern(facts: dict[str, Any]) -> re.Pattern[str] | None:
