@@ -61,7 +61,7 @@ def losses(out_dir):
 )
 def test_weights_and_losses_are_bit_equal_with_and_without_a_preflight(tmp_path, inputs, monkeypatch, adapter, dtype):
     # Dropout draws from torch's generator in every step; weight decay and Adam's moments would show a step.
-    sections = {"adapter": adapter, "model": {"dtype": dtype}, "training": {"weight_decay": 0.1, "learning_rate": 2e-3}}
+    sections = {"adapter": adapter, "model": {"dtype": dtype}, "training": {"weight_decay": 0.1, "warmup_share": 0.0}}
     sections["training"]["log_every_optimizer_steps"] = 1
     found, measured = run(tmp_path / "measured", inputs, **sections)
     assert found.preflight is not None
