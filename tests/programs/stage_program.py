@@ -80,6 +80,13 @@ def fill_disk(job: Job, report: Reporter) -> Record:
             stream.write(b"\0" * (1 << 16))
 
 
+def hoard(job: Job, report: Reporter) -> Record:
+    """Take memory without end."""
+    hoarded = []
+    while True:
+        hoarded.append(bytearray(b"x" * (16 << 20)))
+
+
 def no_space(job: Job, report: Reporter) -> Record:
     """Fail as on a full disk."""
     raise OSError(errno.ENOSPC, "No space left on device")
@@ -145,6 +152,7 @@ ACTS = {
         kill_itself,
         wrong_input,
         fill_disk,
+        hoard,
         no_space,
         look,
         checkpoint_on_sigterm,
