@@ -12,6 +12,7 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from training import checkpoints
+from training.memory import peak_memory_bytes
 from training.metrics import StepMetrics, append, preference_figures
 from tuneline.contracts.jobs import JobInterrupted, JobStatus, ProgressEvent, Reporter
 
@@ -68,9 +69,24 @@ class Progress(TrainerCallback):  # type: ignore[misc]  # transformers is untype
     """Writes each logged step to the metrics file and to the flow, and stops a training whose loss is no number."""
 
     def __init__(
-        self, report: Reporter, metrics: Path, tokens_after_step: Sequence[int], seconds_before: float
+        self,
+        report: Reporter,
+        metrics: Path,
+        tokens_after_step: Sequence[int],
+        seconds_before: float,
+        peak_seconds_per_token: float | None = None,
     ) -> None:
+        """Write for a training that an earlier attempt has worked on for `seconds_before`.
+
+        Args:
+            report: tells the flow.
+            metrics: the file.
+            tokens_after_step: of all ranks; index 0 is before the first step.
+            seconds_before: 0 on a fresh start.
+            peak_seconds_per_token: what a token would take at the peak of all devices, where that is known.
+        """
         self._report = report
+        self._peak_seconds_per_token = peak_seconds_per_token
         self._metrics = metrics
         self._tokens_after_step = tokens_after_step
         self._seconds_before = seconds_before
@@ -83,14 +99,14 @@ class Progress(TrainerCallback):  # type: ignore[misc]  # transformers is untype
     def on_train_begin(self, _args: TrainingArguments, state: TrainerState, _: TrainerControl, **__: Any) -> None:
         """Start the clock."""
         self._started = self._logged = time.monotonic()
-        self._logged_step = state.global_step
+        self._logged_step = self._first_step = state.global_step
 
     def on_step_end(self, _args: TrainingArguments, _state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Look at the loss before every save, so that no checkpoint holds diverged weights."""
         control.should_log = control.should_log or control.should_save
 
     def on_log(
-        self, _args: TrainingArguments, state: TrainerState, _: TrainerControl, logs: dict[str, Any], **__: Any
+        self, args: TrainingArguments, state: TrainerState, _: TrainerControl, logs: dict[str, Any], **__: Any
     ) -> None:
         """Record the mean loss since the last logged step.
 
@@ -99,7 +115,7 @@ class Progress(TrainerCallback):  # type: ignore[misc]  # transformers is untype
         """
         if "loss" not in logs:  # the summary at the end of a training
             return
-        row = self._row(state.global_step, logs)
+        row = self._row(state.global_step, logs, peak_memory_bytes(args.device.type))
         if not (math.isfinite(row.loss) and math.isfinite(row.grad_norm)):
             detail = f"loss {row.loss}, gradient norm {row.grad_norm} at step {row.step}: lower training.learning_rate"
             raise JobInterrupted(JobStatus.DIVERGED, detail, row.step, state.max_steps)
@@ -107,19 +123,24 @@ class Progress(TrainerCallback):  # type: ignore[misc]  # transformers is untype
             append(self._metrics, row)
             self._report(ProgressEvent(done=row.step, planned=state.max_steps, unit="steps", metrics=row.figures))
 
-    def _row(self, step: int, logs: dict[str, Any]) -> StepMetrics:
+    def _row(self, step: int, logs: dict[str, Any], memory_bytes: int) -> StepMetrics:
         now = time.monotonic()
-        tokens = self._tokens_after_step[step] - self._tokens_after_step[self._logged_step]
-        rate = tokens / max(now - self._logged, 1e-9)
+        read = self._tokens_after_step
+        rate = (read[step] - read[self._logged_step]) / max(now - self._logged, 1e-9)
+        seconds_per_token = (now - self._started) / max(read[step] - read[self._first_step], 1)
+        peak = self._peak_seconds_per_token
         self._logged, self._logged_step = now, step
         return StepMetrics(
             step=step,
             loss=float(logs["loss"]),
             learning_rate=float(logs["learning_rate"]),
             grad_norm=float(logs["grad_norm"]),
-            tokens=self._tokens_after_step[step],
+            tokens=read[step],
             tokens_per_second=rate,
             seconds=self.seconds,
+            seconds_left=(read[-1] - read[step]) * seconds_per_token,
+            peak_memory_bytes=memory_bytes,
+            model_flops_utilisation=None if peak is None else peak * rate,
             **preference_figures(logs),
         )
 

@@ -21,6 +21,12 @@ class StepMetrics(Record):
     tokens_per_second: float
     seconds: float
     """Since the training began, without the time between an interruption and its resumption."""
+    seconds_left: float
+    """At the mean speed of this attempt."""
+    peak_memory_bytes: int
+    """Of the process (CPU) or of what torch allocated on the GPU, so far."""
+    model_flops_utilisation: float | None = None
+    """Share of the GPUs' dense peak: 4N operations a token for an adapter, 6N for a full training; None on a CPU."""
     reward_chosen: float | None = None
     """Under a preference objective: mean log-ratio to the reference of the better answers, times beta."""
     reward_rejected: float | None = None

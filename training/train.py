@@ -62,7 +62,7 @@ def train(job: Job, report: Reporter) -> Adapter:
         start = _find_start(job.out_dir)
         note = f"resumed from step {start.step}" if start.checkpoint else "preflight"
         report(ProgressEvent(done=start.step, planned=plan.optimizer_steps, unit="steps", note=note))
-        progress = Progress(report, job.out_dir / Adapter.METRICS, setup.rows.tokens_after_step, start.train_seconds)
+        progress = _progress(job, plan, setup, start, report)
         trainer = _trainer(job, setup, progress, preemption)
         _measure_first(job, plan, trainer, setup.rows, report, preemption)
         preemption.in_steps = True
@@ -109,6 +109,13 @@ def _find_start(out_dir: Path) -> Start:
     if PartialState().is_main_process:
         metrics.forget_after(out_dir / Adapter.METRICS, start.step)
     return start
+
+
+def _progress(job: Job, plan: Plan, setup: Setup, start: Start, report: Reporter) -> Progress:
+    peak = plan.peak_flops_per_second if setup.precision.device == "cuda" else None
+    seconds_per_token = plan.model_flops_per_token / peak if peak else None
+    metrics_file = job.out_dir / Adapter.METRICS
+    return Progress(report, metrics_file, setup.rows.tokens_after_step, start.train_seconds, seconds_per_token)
 
 
 def _trainer(job: Job, setup: Setup, progress: Progress, preemption: Preemption) -> Any:
