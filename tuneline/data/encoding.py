@@ -12,7 +12,7 @@ import random
 import re
 from bisect import bisect_right
 from collections.abc import Sequence
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any, Protocol, Self
 
 import numpy as np
@@ -27,12 +27,9 @@ LETTERS = "A-Za-z\u00aa\u00b5\u00ba\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u024f"
 NUMBERS = "0-9\u00b2\u00b3\u00b9\u00bc-\u00be"
 KNOWN_TEXT = re.compile("[\t\n\r -~\u00a1-\u012f\u0132-\u017e\u0180-\u024f\u2010-\u2027\u20ac]*")
 """Latin text with punctuation. Left out: spaces beyond ASCII, and the letters that case folding makes ASCII."""
-SPACE_SECOND = ("  ", "\n ", "\t ", "\r ")
-"""White space before a space. Where more of it or an end follows, a word may take in both: then words are cut off."""
 CUT = "\0"
 """Marks a place to cut at; `KNOWN_TEXT` has no zero byte."""
 BEFORE_SPACE = f"{CUT} "
-ID_BYTES = 4
 BYTE_LEVEL_PATTERN = r" ?\p{L}+| ?\p{N}+|'(?:[stmd]|re|ve|ll)| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 """What `use_regex` stands for, words before contractions: the two never begin alike, and words are tried first."""
 _CLASS = re.compile(r"\[[^\]]*\]")
@@ -77,65 +74,27 @@ class EncodedText:
 
 
 class RememberedText:
-    """A text as the ids of its runs; places in it are looked for from the special token before them on."""
+    """A text as the ids of its runs, each token with how far it reaches."""
 
-    def __init__(self, text: str, ids: NDArray[np.int32], memory: "WordMemory") -> None:
-        """Take a text's ids; `memory` is asked for the ids of a run when a place is looked for."""
-        self._text, self._memory = text, memory
-        self.ids = ids
+    def __init__(self, packed: NDArray[np.int32]) -> None:
+        """Take ids and steps in turns, as `WordMemory` holds them."""
+        self.ids = packed[0::2].copy()
+        self._steps = packed[1::2]
 
     @cached_property
-    def _anchors(self) -> tuple[list[int], list[int]]:
-        """Where each special token begins and ends, in characters and in tokens; before them, the text's beginning."""
-        return self._memory.anchors(self._text, self.ids)
+    def _ends(self) -> list[int]:
+        """The character behind each token."""
+        ends: list[int] = np.cumsum(self._steps >> 1).tolist()
+        return ends
 
     def token_at(self, character: int) -> int:
         """Return the number of the first token that holds the character; of the next one where none does."""
-        if character >= len(self._text):
-            return len(self.ids)
-        characters, tokens = self._anchors
-        anchor = bisect_right(characters, character) - 1
-        start = characters[anchor]
-        if start == character:
-            return tokens[anchor]
-        end = characters[anchor + 1] if anchor + 1 < len(characters) else len(self._text)
-        return tokens[anchor] + self._token_within(self._memory.cut(self._text[start:end]), character - start)
-
-    def _token_within(self, runs: Sequence[str], character: int) -> int:
-        memory, token = self._memory, 0
-        for run in runs:
-            if character <= 0:
-                break
-            if character < len(run):
-                words = memory.words(run)
-                inside = memory.inside(run).token_at if len(words) < 2 else partial(self._token_within, words)
-                return token + inside(character)
-            character, token = character - len(run), token + memory.count(run)
-        return token
+        return bisect_right(self._ends, character)
 
     def begins_before(self, token: int, character: int) -> bool:
         """Whether a token holds characters before this one."""
-        characters, tokens = self._anchors
-        anchor = bisect_right(tokens, token) - 1
-        start = characters[anchor]
-        if tokens[anchor] == token:
-            return start < character
-        end = characters[anchor + 1] if anchor + 1 < len(characters) else len(self._text)
-        runs = self._memory.cut(self._text[start:end])
-        return self._begins_within(runs, token - tokens[anchor], character - start)
-
-    def _begins_within(self, runs: Sequence[str], token: int, character: int) -> bool:
-        memory = self._memory
-        for run in runs:
-            if token == 0 and run:
-                break
-            if token < memory.count(run):
-                words = memory.words(run)
-                if len(words) > 1:
-                    return self._begins_within(words, token, character)
-                return character > 0 and memory.inside(run).begins_before(token, character)
-            token, character = token - memory.count(run), character - len(run)
-        return character > 0
+        before = self._ends[token - 1] if token else 0
+        return before - int(self._steps[token] & 1) < character
 
 
 class Encoder:
@@ -161,9 +120,11 @@ class Encoder:
 
 
 class WordMemory(dict[str, bytes]):
-    """The ids of every run met so far, as the bytes of int32 numbers, and how a text is cut into runs.
+    """The tokens of every run met so far, and how a text is cut into runs.
 
-    A run is a word with what follows it up to the next space or special token: quicker to cut off than words are.
+    A run is a word with what follows it up to the next space or special token: quicker to cut off than words are. Its
+    tokens are pairs of int32 as bytes, which join at once: the id, and twice the characters by which the token reaches
+    further than the one before it, plus 1 where both hold a part of one character.
     """
 
     def __init__(self, backend: Any, pattern: re.Pattern[str], special: re.Pattern[str]) -> None:
@@ -171,8 +132,6 @@ class WordMemory(dict[str, bytes]):
         super().__init__()
         self._backend, self._pattern, self._special = backend, pattern, special
         self._tangled = re.compile(rf"\s (?:\s|\Z|{special.pattern})")
-        self._is_special = np.zeros(backend.get_vocab_size(with_added_tokens=True), dtype=np.bool_)
-        self._is_special[list(backend.get_added_tokens_decoder())] = True
         self._encoded = 0
 
     @classmethod
@@ -189,60 +148,44 @@ class WordMemory(dict[str, bytes]):
         return memory if all(memory._agrees(text) for text in probes) else None
 
     def __missing__(self, run: str) -> bytes:
-        """Join the ids of a new run's words; ask the tokenizer for a new word."""
-        words = self.words(run)
-        ids = b"".join(map(self.__getitem__, words)) if len(words) > 1 else self._ask(run).tobytes()
+        """Join the tokens of a new run's words; ask the tokenizer for a new word."""
+        words = self._words(run)
+        tokens = b"".join(map(self.__getitem__, words)) if len(words) > 1 else self._ask(run).tobytes()
         if len(self) >= REMEMBERED_WORDS:
             self.clear()
-        self[run] = ids
-        return ids
+        self[run] = tokens
+        return tokens
 
     def encode(self, text: str) -> RememberedText:
         """Tokenise a text of which `KNOWN_TEXT` holds."""
         self._encoded += 1
         if self._encoded % CHECKED_EVERY == 0:
             assert self._agrees(text), f"words from memory differ from the tokenizer's in {text[:200]!r}"
-        return self._encode(text)
+        return RememberedText(self._packed(text))
 
-    def words(self, run: str) -> list[str]:
+    def _packed(self, text: str) -> NDArray[np.int32]:
+        return np.frombuffer(b"".join(map(self.__getitem__, self._cut(text))), dtype=np.int32)
+
+    def _cut(self, text: str) -> list[str]:
+        """Cut before each space and around special tokens; into words where it matters what is around a space."""
+        # White space before a space, and more of it or an end behind: a word may take in both. Most texts have none.
+        spaced = "  " in text or "\n " in text or "\t " in text or "\r " in text
+        if spaced and self._tangled.search(text):
+            return [word for part in self._special.split(text) for word in self._words(part)]
+        return CUT.join(self._special.split(text.replace(" ", BEFORE_SPACE))).split(CUT)
+
+    def _words(self, run: str) -> list[str]:
         """Cut a run into words; a special token is one."""
         return [run] if self._special.fullmatch(run) else self._pattern.findall(run)
 
-    def count(self, run: str) -> int:
-        """Count the tokens of a run."""
-        return len(self[run]) // ID_BYTES
-
-    def inside(self, word: str) -> EncodedText:
-        """Encode a word so that its characters can be traced."""
-        return EncodedText(self._backend.encode(word, add_special_tokens=False), len(word))
-
-    def cut(self, text: str) -> list[str]:
-        """Cut before each space and around special tokens; into words where it matters what is around a space."""
-        if any(pair in text for pair in SPACE_SECOND) and self._tangled.search(text):
-            return [word for part in self._special.split(text) for word in self.words(part)]
-        return CUT.join(self._special.split(text.replace(" ", BEFORE_SPACE))).split(CUT)
-
-    def anchors(self, text: str, ids: NDArray[np.int32]) -> tuple[list[int], list[int]]:
-        """Find where each special token of a text begins and ends, in characters and in tokens, in rising order."""
-        characters, tokens = [0], [0]
-        places = np.flatnonzero(self._is_special[ids]).tolist()
-        for found, token in zip(self._special.finditer(text), places, strict=True):
-            characters += found.span()
-            tokens += (token, token + 1)
-        return characters, tokens
-
-    def _encode(self, text: str) -> RememberedText:
-        ids = b"".join(map(self.__getitem__, self.cut(text)))
-        return RememberedText(text, np.frombuffer(ids, dtype=np.int32), self)
-
     def _ask(self, text: str) -> NDArray[np.int32]:
-        return np.array(self._backend.encode(text, add_special_tokens=False).ids, dtype=np.int32)
+        encoding = self._backend.encode(text, add_special_tokens=False)
+        starts, ends = np.array(encoding.offsets, dtype=np.int32).reshape(-1, 2).T
+        before = np.concatenate([np.zeros(1, dtype=np.int32), ends])[: len(ends)]
+        return np.stack([np.array(encoding.ids, dtype=np.int32), 2 * (ends - before) + before - starts], axis=1).ravel()
 
     def _agrees(self, text: str) -> bool:
-        ids = self._ask(text)
-        specials = sum(1 for _ in self._special.finditer(text))
-        traceable = "".join(self.cut(text)) == text and np.count_nonzero(self._is_special[ids]) == specials
-        return traceable and np.array_equal(self._encode(text).ids, ids)
+        return np.array_equal(self._packed(text), self._ask(text))
 
 
 def _cutting_pattern(facts: dict[str, Any]) -> re.Pattern[str] | None:
