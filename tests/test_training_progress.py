@@ -5,7 +5,7 @@ from tiny_model import make_job, make_plan, make_prepared, make_tiny_base
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from training import callbacks
-from training.callbacks import Progress
+from training.callbacks import Peak, Progress
 from training.train import train
 from tuneline.contracts.artifacts import Adapter
 
@@ -48,9 +48,11 @@ def test_the_time_left_of_a_resumed_training_is_judged_by_its_own_attempt(tmp_pa
 
 
 def test_the_share_of_the_peak_is_there_where_a_peak_is_known(tmp_path, monkeypatch):
-    rows = logged(tmp_path, monkeypatch, [1, 2], peak_seconds_per_token=0.02)
-    assert [row["model_flops_utilisation"] for row in rows] == pytest.approx([0.2, 0.4])
-    assert all("model_flops_utilisation" not in row for row in logged(tmp_path, monkeypatch, [1]))
+    rows = logged(tmp_path, monkeypatch, [1, 2], peak=Peak(50.0, "share_of_peak_4n"))
+    assert [row["share_of_peak_4n"] for row in rows] == pytest.approx([0.2, 0.4])
+    (row,) = logged(tmp_path, monkeypatch, [1], peak=Peak(40.0, "share_of_peak_6n"))
+    assert row["share_of_peak_6n"] == pytest.approx(0.25)
+    assert not [name for row in [row, *logged(tmp_path, monkeypatch, [1])] for name in row if name.endswith("4n")]
 
 
 def test_a_cpu_claims_no_share_of_the_peak_of_the_gpu_in_its_plan(tmp_path):
@@ -60,6 +62,6 @@ def test_a_cpu_claims_no_share_of_the_peak_of_the_gpu_in_its_plan(tmp_path):
     job = make_job("train", tmp_path / "out", inputs)
     adapter = train(job, lambda _: None)
     rows = [json.loads(line) for line in (job.out_dir / Adapter.METRICS).read_text().splitlines()]
-    assert all("model_flops_utilisation" not in row for row in rows)
+    assert not [name for row in rows for name in row if name.startswith("share_of_peak")]
     assert rows[-1]["seconds_left"] == 0
     assert 100 << 20 < rows[-1]["peak_memory_bytes"] <= adapter.peak_memory_bytes

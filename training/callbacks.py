@@ -4,9 +4,10 @@ import math
 import signal
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -65,6 +66,14 @@ def _any_rank(flag: bool, args: TrainingArguments) -> bool:
     return bool(shared.item())
 
 
+@dataclass(frozen=True)
+class Peak:
+    """The tokens per second that all devices would train at their peak, and the field that a share of it goes to."""
+
+    tokens_per_second: float
+    field: Literal["share_of_peak_4n", "share_of_peak_6n"]
+
+
 class Progress(TrainerCallback):  # type: ignore[misc]  # transformers is untyped here
     """Writes each logged step to the metrics file and to the flow, and stops a training whose loss is no number."""
 
@@ -74,7 +83,7 @@ class Progress(TrainerCallback):  # type: ignore[misc]  # transformers is untype
         metrics: Path,
         tokens_after_step: Sequence[int],
         seconds_before: float,
-        peak_seconds_per_token: float | None = None,
+        peak: Peak | None = None,
     ) -> None:
         """Write for a training that an earlier attempt has worked on for `seconds_before`.
 
@@ -83,10 +92,10 @@ class Progress(TrainerCallback):  # type: ignore[misc]  # transformers is untype
             metrics: the file.
             tokens_after_step: of all ranks; index 0 is before the first step.
             seconds_before: 0 on a fresh start.
-            peak_seconds_per_token: what a token would take at the peak of all devices, where that is known.
+            peak: speed of all devices together, where it is known.
         """
         self._report = report
-        self._peak_seconds_per_token = peak_seconds_per_token
+        self._peak = peak
         self._metrics = metrics
         self._tokens_after_step = tokens_after_step
         self._seconds_before = seconds_before
@@ -128,7 +137,6 @@ class Progress(TrainerCallback):  # type: ignore[misc]  # transformers is untype
         read = self._tokens_after_step
         rate = (read[step] - read[self._logged_step]) / max(now - self._logged, 1e-9)
         seconds_per_token = (now - self._started) / max(read[step] - read[self._first_step], 1)
-        peak = self._peak_seconds_per_token
         self._logged, self._logged_step = now, step
         return StepMetrics(
             step=step,
@@ -140,7 +148,7 @@ class Progress(TrainerCallback):  # type: ignore[misc]  # transformers is untype
             seconds=self.seconds,
             seconds_left=(read[-1] - read[step]) * seconds_per_token,
             peak_memory_bytes=memory_bytes,
-            model_flops_utilisation=None if peak is None else peak * rate,
+            **({self._peak.field: rate / self._peak.tokens_per_second} if self._peak else {}),
             **preference_figures(logs),
         )
 

@@ -25,8 +25,10 @@ class StepMetrics(Record):
     """At the mean speed of this attempt."""
     peak_memory_bytes: int
     """Of the process (CPU) or of what torch allocated on the GPU, so far."""
-    model_flops_utilisation: float | None = None
-    """Share of the GPUs' dense peak: 4N operations a token for an adapter, 6N for a full training; None on a CPU."""
+    share_of_peak_4n: float | None = None
+    """Of the GPUs' dense peak (MFU), 4N operations a token: an adapter, whose base needs no weight gradients."""
+    share_of_peak_6n: float | None = None
+    """The same for a full training; both are None on a CPU, whose peak nobody states."""
     reward_chosen: float | None = None
     """Under a preference objective: mean log-ratio to the reference of the better answers, times beta."""
     reward_rejected: float | None = None

@@ -4,7 +4,7 @@ import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from accelerate import PartialState
 from transformers import AutoTokenizer, PrinterCallback, set_seed
@@ -12,7 +12,7 @@ from transformers import AutoTokenizer, PrinterCallback, set_seed
 from training import adapters, admission, checkpoints, metrics, nf4, weights
 from training.attention import training_attention
 from training.base_model import load_base
-from training.callbacks import Preemption, Progress, SealCheckpoints, StopOnPreemption
+from training.callbacks import Peak, Preemption, Progress, SealCheckpoints, StopOnPreemption
 from training.data import TrainingRows, load_rows
 from training.memory import memory_watched, peak_memory_bytes
 from training.objectives import arguments_of, make_engine
@@ -60,7 +60,7 @@ def train(job: Job, report: Reporter) -> Adapter:
     with Preemption(plan.optimizer_steps) as preemption:
         setup = _set_up(job, plan)
         start = _find_start(job.out_dir)
-        note = f"resumed from step {start.step}" if start.checkpoint else "preflight"
+        note = f"resumed from step {start.step}" if start.checkpoint else "preflight: measuring memory and speed"
         report(ProgressEvent(done=start.step, planned=plan.optimizer_steps, unit="steps", note=note))
         progress = _progress(job, plan, setup, start, report)
         trainer = _trainer(job, setup, progress, preemption)
@@ -112,10 +112,13 @@ def _find_start(out_dir: Path) -> Start:
 
 
 def _progress(job: Job, plan: Plan, setup: Setup, start: Start, report: Reporter) -> Progress:
-    peak = plan.peak_flops_per_second if setup.precision.device == "cuda" else None
-    seconds_per_token = plan.model_flops_per_token / peak if peak else None
+    peak = None
+    if setup.precision.device == "cuda" and plan.peak_flops_per_second:
+        field: Literal["share_of_peak_4n", "share_of_peak_6n"]
+        field = "share_of_peak_6n" if job.spec.adapter.method == "full" else "share_of_peak_4n"
+        peak = Peak(plan.peak_flops_per_second / plan.model_flops_per_token, field)
     metrics_file = job.out_dir / Adapter.METRICS
-    return Progress(report, metrics_file, setup.rows.tokens_after_step, start.train_seconds, seconds_per_token)
+    return Progress(report, metrics_file, setup.rows.tokens_after_step, start.train_seconds, peak)
 
 
 def _trainer(job: Job, setup: Setup, progress: Progress, preemption: Preemption) -> Any:
