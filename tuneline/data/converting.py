@@ -20,6 +20,7 @@ from tuneline.data.cleaning.texts import key_of, prompt_key_text, text_of, whole
 from tuneline.data.formats.read import read_example
 from tuneline.data.ledger import Loss
 from tuneline.data.rows import SourceRow, UnreadableRow, UnusableRow
+from tuneline.data.sources.read import Chunk, rows_of
 
 UNUSABLE = "cannot be used"
 EXAMPLES_SCHEMA = pa.schema([("row_id", pa.string()), ("example", pa.large_string()), ("text", pa.large_string())])
@@ -64,8 +65,9 @@ class Converted:
     """Rows that hold secrets or personal data."""
 
 
-def convert(conversion: Conversion, rows: Sequence[SourceRow | UnreadableRow]) -> Converted:
+def convert(conversion: Conversion, chunk: Chunk) -> Converted:
     """Read a chunk of rows as examples, clean them, and compute their keys."""
+    rows = list(rows_of(chunk))
     unusable: list[Loss] = []
     examples: list[Example] = []
     places: list[tuple[int, float]] = []

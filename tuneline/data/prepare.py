@@ -26,7 +26,7 @@ from tuneline.data.ledger import Ledger
 from tuneline.data.packing import pack
 from tuneline.data.prepared_rows import write_packs
 from tuneline.data.receipt import make_receipt
-from tuneline.data.render_chunk import Rendering
+from tuneline.data.render_chunk import Facts, Rendering
 from tuneline.data.rendering_pass import RenderedSet, render_set
 from tuneline.data.stage import Stage
 from tuneline.data.tokenizer import ChatTokenizer
@@ -49,7 +49,7 @@ def prepare(job: Job, report: Reporter) -> PreparedData:
     work = job.out_dir / WORK
     work.mkdir()
     with Ledger(job.out_dir / PreparedData.DROPPED) as ledger, Workers(worker_count()) as workers:
-        receipt = _prepare(job, Stage(job.spec.data, ledger, workers, report, work), tokenizer)
+        receipt, facts = _prepare(job, Stage(job.spec.data, ledger, workers, report, work), tokenizer)
     shutil.rmtree(work)
     tokenizer.save(job.out_dir / PreparedData.TOKENIZER)
     write_whole(job.out_dir / PreparedData.RECEIPT, receipt.model_dump_json(indent=1))
@@ -60,6 +60,9 @@ def prepare(job: Job, report: Reporter) -> PreparedData:
         retention_rows=receipt.rows.retention,
         train_tokens=receipt.tokens.train,
         learned_tokens=receipt.tokens.learned,
+        rejected_tokens=facts.rejected_tokens,
+        longest_rejected_tokens=facts.longest_rejected_tokens,
+        desirable_rows=facts.desirable,
         packs=receipt.packing.packs,
         lengths=receipt.lengths,
         stop_token_ids=tokenizer.stop_token_ids,
@@ -68,7 +71,7 @@ def prepare(job: Job, report: Reporter) -> PreparedData:
     )
 
 
-def _prepare(job: Job, stage: Stage, tokenizer: ChatTokenizer) -> Receipt:
+def _prepare(job: Job, stage: Stage, tokenizer: ChatTokenizer) -> tuple[Receipt, Facts]:
     spec, rendering = job.spec.data, _rendering(job)
     chosen = choose(stage, HashCache(Settings.from_environment().home / "hashes.json"))
     train = render_set(stage, rendering, chosen.training, job.out_dir / PreparedData.TRAIN)
@@ -81,7 +84,7 @@ def _prepare(job: Job, stage: Stage, tokenizer: ChatTokenizer) -> Receipt:
         evaluation[name] = rendered
     packs = pack(train.lengths, spec.max_length_tokens)
     write_packs(job.out_dir / PreparedData.PACKS, packs, train.lengths)
-    return make_receipt(chosen, train, evaluation, packs, stage.ledger, tokenizer, spec)
+    return make_receipt(chosen, train, evaluation, packs, stage.ledger, tokenizer, spec), train.facts
 
 
 def _rendering(job: Job) -> Rendering:

@@ -1,7 +1,7 @@
 """Sources to tables of examples; every row that is none is named."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from functools import partial
 from itertools import chain
 
@@ -11,13 +11,11 @@ from tuneline.contracts.receipt import SourceLine
 from tuneline.data.cleaning.sensitive import kind_group
 from tuneline.data.converting import UNUSABLE, Conversion, Converted, convert
 from tuneline.data.ledger import Step, Tally
-from tuneline.data.rows import SourceRow, UnreadableRow
 from tuneline.data.sources.identity import source_identity
-from tuneline.data.sources.read import read_rows
+from tuneline.data.sources.read import read_chunks
 from tuneline.data.sources.resolve import resolve
 from tuneline.data.stage import Stage, refusal, spoken
 from tuneline.data.table import RowTable, TableWriter
-from tuneline.data.workers import chunked
 
 HOPELESS_ROWS = 2_000
 """Rows after which a source of which most cannot be used is given up, rather than read to its end."""
@@ -50,8 +48,8 @@ def _read_source(
     key = f"data.{step.data_set}"
     files = resolve(source, key)
     unusable, formats, rows_read = Tally(), Counter[str](), 0
-    rows: Iterator[SourceRow | UnreadableRow] = chain.from_iterable(read_rows(file) for file in files)
-    for chunk in stage.workers.map(partial(convert, conversion), chunked(rows)):
+    chunks = chain.from_iterable(read_chunks(file) for file in files)
+    for chunk in stage.workers.map(partial(convert, conversion), chunks):
         writer.append(chunk, number)
         unusable.add(chunk.unusable)
         formats.update(chunk.formats)

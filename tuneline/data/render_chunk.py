@@ -72,6 +72,10 @@ class Facts:
     by_role: Counter[str] = field(default_factory=Counter)
     learned_by_role: Counter[str] = field(default_factory=Counter)
     ends_with_stop: int = 0
+    rejected_tokens: int = 0
+    longest_rejected_tokens: int = 0
+    desirable: int = 0
+    """Rows whose answer is wanted."""
 
     def add(self, other: "Facts") -> None:
         """Take in the facts of another chunk."""
@@ -84,6 +88,9 @@ class Facts:
         self.by_role.update(other.by_role)
         self.learned_by_role.update(other.learned_by_role)
         self.ends_with_stop += other.ends_with_stop
+        self.rejected_tokens += other.rejected_tokens
+        self.longest_rejected_tokens = max(self.longest_rejected_tokens, other.longest_rejected_tokens)
+        self.desirable += other.desirable
 
 
 @dataclass(frozen=True)
@@ -206,6 +213,9 @@ def _measure_before(facts: Facts, rows: Sequence[Rendered], limits_tokens: Seque
 
 def _measure_after(facts: Facts, rows: Sequence[Rendered], tokenizer: ChatTokenizer) -> None:
     facts.lengths.append(np.array([len(row.tokens.ids) for row in rows], dtype=np.int32))
+    rejected = [len(row.rejected.ids) for row in rows if row.rejected]
+    facts.rejected_tokens, facts.longest_rejected_tokens = sum(rejected), max(rejected, default=0)
+    facts.desirable = sum(row.example.desirable is True for row in rows)
     for row in rows:
         by_role, learned_by_role = count_by_role(row.turns, row.tokens.labels)
         facts.by_role.update(by_role)

@@ -49,7 +49,7 @@ class Part:
         return self._read("row_id")
 
     def _read(self, column: str) -> list[str]:
-        """Read a column a batch at a time: rows that lie far apart would otherwise hold all of the file between them."""
+        """Read a column a batch at a time: rows far apart would otherwise hold all of the file between them."""
         reader = _open(self.path, column)
         values: list[str] = []
         borders = np.searchsorted(self.rows, self.starts)

@@ -34,9 +34,14 @@ class Unstable(Exception):
 
 
 def views_of(example: Example, learn: str) -> list[View]:
-    """Choose what is learned: of a conversation by `learn`, of a pair the turns after its common prompt."""
+    """Choose what is learned: of a conversation by `learn`, of a pair the turns after its common prompt.
+
+    A label is on the last answer, so that the turns before it are no part of what is judged.
+    """
     if example.kind == "text":
         return []
+    if example.kind == "unpaired_preference":
+        return [View(example.messages, example.tools, learned_messages(example.messages, ASKED))]
     if example.kind != "preference":
         return [View(example.messages, example.tools, learned_messages(example.messages, learn))]
     prompt = _prompt_length(example)

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Final
 
 import orjson
@@ -9,26 +10,49 @@ import orjson
 from tuneline.data.rows import SourceRow, UnreadableRow
 from tuneline.data.sources.blocks import TextBlocks, whole_lines
 
+CHUNK_BYTES: Final = 4 * 2**20
+"""Most lines handed on at once, but for a single longer block: a worker holds some ten times as much while it works."""
 _NOT_A_NUMBER: Final = re.compile("-?(?:NaN|Infinity)")
 
 
-def read_jsonl(blocks: TextBlocks) -> Iterator[SourceRow | UnreadableRow]:
-    """Read an object a line; blank lines are none, a row is named by its line."""
-    loads, label, first = orjson.loads, blocks.label, 1
+@dataclass(frozen=True)
+class JsonLines:
+    """Whole lines of a file as they are stored, the first of them being line `first`: parsed by who needs the rows."""
+
+    label: str
+    first: int
+    blocks: tuple[bytes, ...]
+
+    def rows(self) -> Iterator[SourceRow | UnreadableRow]:
+        """Read an object a line; blank lines are none, a row is named by its line."""
+        loads, label, first = orjson.loads, self.label, self.first
+        for block in self.blocks:
+            lines = block.split(b"\n")
+            for number, line in enumerate(lines, first):
+                try:
+                    values = loads(line)
+                except orjson.JSONDecodeError as error:
+                    if line.strip():
+                        yield UnreadableRow(f"{label}:{number}", why_not_json(line, error))
+                    continue
+                if type(values) is dict:
+                    yield SourceRow(f"{label}:{number}", values)
+                else:
+                    yield UnreadableRow(f"{label}:{number}", why_no_object(values))
+            first += len(lines) - 1
+
+
+def read_jsonl(blocks: TextBlocks, most_rows: int) -> Iterator[JsonLines]:
+    """Cut a file into runs of lines: as many blocks as reach `most_rows` lines or `CHUNK_BYTES`."""
+    first, held, lines = 1, list[bytes](), 0
     for block in whole_lines(blocks):
-        lines = block.split(b"\n")
-        for number, line in enumerate(lines, first):
-            try:
-                values = loads(line)
-            except orjson.JSONDecodeError as error:
-                if line.strip():
-                    yield UnreadableRow(f"{label}:{number}", why_not_json(line, error))
-                continue
-            if type(values) is dict:
-                yield SourceRow(f"{label}:{number}", values)
-            else:
-                yield UnreadableRow(f"{label}:{number}", why_no_object(values))
-        first += len(lines) - 1
+        held.append(block)
+        lines += block.count(b"\n")
+        if lines >= most_rows or sum(map(len, held)) >= CHUNK_BYTES:
+            yield JsonLines(blocks.label, first, tuple(held))
+            first, held, lines = first + lines, [], 0
+    if held:
+        yield JsonLines(blocks.label, first, tuple(held))
 
 
 def why_no_object(values: object) -> str:
