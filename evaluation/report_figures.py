@@ -39,6 +39,8 @@ class Prediction:
     low: str
     expected: str
     high: str
+    preflight: str
+    """Measured before the first step; empty where it was not."""
     measured: str
     inside: bool
 
@@ -139,22 +141,42 @@ def memory_bar(plan: Plan, adapter: Adapter | None) -> MemoryBar:
 
 
 def predictions(plan: Plan, adapter: Adapter) -> tuple[Prediction, ...]:
-    """Hold the plan's estimates against what training measured."""
+    """Hold the plan's estimates against what the preflight and then the training measured."""
     speed = adapter.train_tokens / adapter.train_seconds if adapter.train_seconds else 0.0
     hours = adapter.train_seconds / 3600
-    return (
-        _prediction("Peak memory", plan.memory_bytes, adapter.peak_memory_bytes, size),
-        _prediction("Tokens per second", plan.tokens_per_second, speed, "{:,.0f}".format),
-        _prediction("Training time", plan.hours, hours, lambda value: duration(3600 * value)),
-    )
+    before = adapter.preflight
+    rows = [
+        _prediction(
+            "Peak memory",
+            plan.memory_bytes,
+            before.peak_memory_bytes if before else None,
+            adapter.peak_memory_bytes,
+            size,
+        ),
+        _prediction(
+            "Tokens per second",
+            plan.tokens_per_second,
+            before.tokens_per_second if before else None,
+            speed,
+            "{:,.0f}".format,
+        ),
+        _prediction(
+            "Training time", plan.hours, before.hours if before else None, hours, lambda value: duration(3600 * value)
+        ),
+    ]
+    if plan.usd is not None and plan.hours.expected:
+        price = plan.usd.expected / plan.hours.expected
+        rows.append(_prediction("Cost, USD", plan.usd, before.usd if before else None, price * hours, "{:,.2f}".format))
+    return tuple(rows)
 
 
-def _prediction(name: str, estimate: Estimate, measured: float, write: Writer) -> Prediction:
+def _prediction(name: str, estimate: Estimate, preflight: float | None, measured: float, write: Writer) -> Prediction:
     return Prediction(
         name,
         write(estimate.low),
         write(estimate.expected),
         write(estimate.high),
+        "" if preflight is None else write(preflight),
         write(measured),
         inside=estimate.low <= measured <= estimate.high,
     )

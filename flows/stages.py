@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import wraps
 from pathlib import Path
 from typing import Concatenate, Generic, ParamSpec, TypeVar, cast
@@ -17,7 +17,7 @@ from flows import identity, publishing
 from flows.attempts import Training, train_in_memory
 from flows.context import Run, first_line
 from flows.progress import Listener, event_of, shown
-from flows.summaries import summarise
+from flows.summaries import summarise, summarise_training
 from flows.system_metrics import system_metrics
 from tuneline.contracts.artifacts import (
     Adapter,
@@ -143,7 +143,7 @@ def train(run: Run, prepared: Stored[PreparedData], plan: Stored[Plan]) -> Done[
     key = identity.train_identity(run.spec, run.base.sha256, prepared.fingerprint)
     stored = run.obtain("train", key, Adapter, make, keep=True)
     publishing.log_training(live, stored, plan)
-    return _done(stored)
+    return replace(_done(stored), made=summarise_training(stored.record, plan.record))
 
 
 @stage

@@ -51,9 +51,22 @@ def _(record: Plan) -> str:
 def _(record: Adapter) -> str:
     resumed = f", resumed at step {record.resumed_from_step:,}" if record.resumed_from_step else ""
     speed = record.train_tokens / record.train_seconds if record.train_seconds else 0.0
+    rungs = f", out of memory {len(record.rungs)} x: {record.rungs[-1].action}" if record.rungs else ""
     return (
         f"{record.method}, {record.optimizer_steps:,} steps, loss {record.first_loss:.3f} to {record.last_loss:.3f}, "
-        f"{speed:,.0f} tokens/s{resumed}"
+        f"{speed:,.0f} tokens/s{resumed}{rungs}"
+    )
+
+
+def summarise_training(record: Adapter, plan: Plan) -> str:
+    """Say what a training made, and what its preflight measured beside what was planned."""
+    measured = record.preflight
+    if measured is None:
+        return summarise(record)
+    return (
+        f"{summarise(record)}; preflight {size(measured.peak_memory_bytes)} "
+        f"(planned {size(plan.memory_bytes.expected)}), {measured.tokens_per_second:,.0f} tokens/s "
+        f"(planned {plan.tokens_per_second.expected:,.0f})"
     )
 
 

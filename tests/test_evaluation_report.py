@@ -20,10 +20,12 @@ from tuneline.contracts.artifacts import (
     DerivedValue,
     Estimate,
     EvalReport,
+    MemoryRung,
     MergedModel,
     ModuleCoverage,
     Outcome,
     Plan,
+    Preflight,
     PreparedData,
     Record,
     Rung,
@@ -269,6 +271,36 @@ def test_measured_figures_stand_beside_the_plan_and_say_whether_they_are_inside_
     )
     assert speed == "Tokens per second 500 600 700 800 outside"
     assert memory == "Peak memory 2.0 GiB 3.0 GiB 4.0 GiB 3.5 GiB inside"
+
+
+def test_what_the_preflight_measured_and_each_rung_of_the_memory_ladder_are_on_the_page(inputs):
+    preflight = Preflight(
+        longest_steps=3,
+        micro_batch_tokens=900,
+        seconds=4.0,
+        peak_memory_bytes=int(3.2 * GIB),
+        tokens_per_second=750.0,
+        hours=0.25,
+        usd=3.125,
+    )
+    rung = MemoryRung(
+        action="half the micro-batch",
+        micro_batch_divisor=2,
+        activation_checkpointing=False,
+        activation_offloading=False,
+        after_step=1200,
+        cause="CUDA out of memory",
+    )
+    adapter = ADAPTER.model_copy(update={"preflight": preflight, "rungs": (rung,)})
+    page = render_report(replace(inputs, adapter=adapter))
+    assert table_rows(page, "Preflight")[1:] == [
+        "Peak memory 2.0 GiB 3.0 GiB 4.0 GiB 3.2 GiB 3.5 GiB inside",
+        "Tokens per second 500 600 700 750 800 outside",
+        "Training time 6 min 0 s 12 min 18 min 15 min 2 min 5 s outside",
+        "Cost, USD 1.00 2.50 4.00 3.12 0.43 outside",
+    ]
+    assert table_rows(page, "After step")[1:] == ["1,200 half the micro-batch 1/2 CUDA out of memory"]
+    assert "After step" not in render_report(inputs)
 
 
 def test_limit_that_a_certificate_misses_is_shown_as_broken(inputs):

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from tiny_model import make_job, make_plan, make_prepared, make_tiny_base
 from transformers import Trainer
 
+from flows import publishing
 from flows.attempts import Training, train_in_memory
 from flows.child_result import read_result
 from flows.guardian import Ending
@@ -24,8 +25,10 @@ from tuneline.contracts.artifacts import Adapter, MemoryRung, Plan, PreparedData
 from tuneline.contracts.errors import StageFailed
 from tuneline.contracts.jobs import JobInterrupted, JobStatus, ProgressEvent, is_out_of_memory
 from tuneline.contracts.ladder import Ladder, read_ladder, write_ladder
-from tuneline.contracts.store import ArtifactStore, read_record
+from tuneline.contracts.store import ArtifactStore, Stored, read_record
+from tuneline.registry.tracking import RunStatus, start_run
 
+pytest_plugins = ["registry_fixtures"]
 STEPS = 12
 
 
@@ -215,6 +218,24 @@ def test_memory_that_runs_out_while_loading_is_not_answered_with_smaller_micro_b
     with pytest.raises(StageFailed, match="no smaller micro-batch helps"):
         train_in_memory(what_decides(job), job.out_dir, attempt, lambda _: None)
     assert read_ladder(job.out_dir) == Ladder()
+
+
+def test_rungs_and_preflight_are_on_the_mlflow_run(tmp_path, inputs, monkeypatch, local_registry):
+    run_out(monkeypatch, (0, 8, False), (3, 4, False))
+    job = job_in(tmp_path, inputs)
+    adapter, _ = train_here(job)
+    live = start_run(local_registry, "e", "starved", "f00d", {})
+    stored = Stored("train", "f", job.out_dir, adapter, found=False, seconds=1.0)
+    plan = Stored("plan", "p", inputs["plan"], read_record(inputs["plan"], Plan), found=False, seconds=1.0)
+    publishing.log_training(live, stored, plan)
+    live.finish(RunStatus.FINISHED)
+    data = local_registry.mlflow.get_run(live.run_id).data
+    assert data.tags["tuneline.memory_rung.1"].startswith("half the micro-batch, after step 0: OutOfMemoryError")
+    assert data.tags["tuneline.memory_rung.2"].startswith("half the micro-batch, after step 3: OutOfMemoryError")
+    assert data.metrics["memory_rungs"] == 2
+    assert data.metrics["preflight_tokens_per_second"] == adapter.preflight.tokens_per_second
+    assert data.metrics["preflight_peak_memory_bytes"] == adapter.preflight.peak_memory_bytes
+    assert data.metrics["seconds_left"] == 0
 
 
 def test_every_other_failure_is_passed_on(tmp_path, inputs):

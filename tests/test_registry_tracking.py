@@ -51,6 +51,18 @@ def test_an_interrupted_run_goes_on_in_the_same_mlflow_run_without_doubling_metr
     assert run.data.params["long"].endswith("x [...]")
 
 
+def test_samples_of_the_machine_follow_each_other_through_every_attempt(local_registry: Registry) -> None:
+    first = start_run(local_registry, "samples", "demo", "f00d", {})
+    for busy in (10.0, 20.0):
+        first.log_sample({"system/cpu_utilization_percentage": busy})
+    first.finish(RunStatus.KILLED)
+    second = start_run(local_registry, "samples", "demo", "f00d", {})
+    second.log_sample({"system/cpu_utilization_percentage": 30.0})
+    second.finish(RunStatus.FINISHED)
+    history = local_registry.mlflow.get_metric_history(second.run_id, "system/cpu_utilization_percentage")
+    assert [(point.step, point.value) for point in history] == [(0, 10.0), (1, 20.0), (2, 30.0)]
+
+
 def test_another_fingerprint_is_another_run(local_registry: Registry) -> None:
     one = start_run(local_registry, "e", "demo", "aaaa", {})
     other = start_run(local_registry, "e", "demo", "bbbb", {})
