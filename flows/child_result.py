@@ -7,7 +7,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from flows.guardian import Ending
-from tuneline.contracts.jobs import OUTPUT, RESULT, JobResult, JobStatus
+from tuneline.contracts.jobs import OUTPUT, RESULT, STARVED_RANK, JobResult, JobStatus
 
 TAIL_BYTES, TAIL_LINES = 8 << 10, 12
 SIGNAL_HINTS = {
@@ -20,20 +20,32 @@ SIGNAL_HINTS = {
 def read_result(job_dir: Path, ending: Ending, *, oom_killed: bool = False) -> JobResult:
     """Read `result.json`; without it the stage failed, and the detail gives status or signal and the last output.
 
+    A stage of several processes fails in all of them when memory runs out in one, which need not be the one that
+    writes the result.
+
     Args:
         job_dir: folder of the job.
         ending: how the child's process ended.
-        oom_killed: whether the kernel's out-of-memory killer struck meanwhile: the rank that it struck need not be
-            the process whose ending is known.
+        oom_killed: whether the kernel's out-of-memory killer struck meanwhile.
     """
+    result = _read(job_dir / RESULT) or JobResult(status=JobStatus.FAILED, detail=_describe(ending, job_dir / OUTPUT))
+    if result.status in (JobStatus.COMPLETED, JobStatus.OUT_OF_MEMORY, JobStatus.WRONG_INPUT):
+        return result
+    if starved := _read(job_dir / STARVED_RANK):
+        return starved
+    if oom_killed and result.status is JobStatus.FAILED:
+        detail = f"killed by the kernel's out-of-memory killer; {result.detail}"
+        return JobResult(status=JobStatus.OUT_OF_MEMORY, detail=detail)
+    return result
+
+
+def _read(path: Path) -> JobResult | None:
     try:
-        return JobResult.model_validate_json((job_dir / RESULT).read_text(encoding="utf-8"))
+        return JobResult.model_validate_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        if oom_killed:
-            return JobResult(status=JobStatus.OUT_OF_MEMORY, detail="killed by the kernel's out-of-memory killer")
-        return JobResult(status=JobStatus.FAILED, detail=_describe(ending, job_dir / OUTPUT))
+        return None
     except ValidationError as error:
-        return JobResult(status=JobStatus.FAILED, detail=f"{RESULT} cannot be read: {error}")
+        return JobResult(status=JobStatus.FAILED, detail=f"{path.name} cannot be read: {error}")
 
 
 def _describe(ending: Ending, output: Path) -> str:

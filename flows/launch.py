@@ -31,6 +31,7 @@ from tuneline.contracts.jobs import (
     PROGRESS,
     RESERVE,
     RESULT,
+    STARVED_RANK,
     Job,
     JobResult,
     JobStatus,
@@ -185,7 +186,7 @@ def _full_disk_explained(path: Path) -> Iterator[None]:
 
 
 def _write_job(job: Job, job_dir: Path) -> None:
-    for stale in (RESULT, PROGRESS):
+    for stale in (RESULT, STARVED_RANK, PROGRESS):
         (job_dir / stale).unlink(missing_ok=True)
     with (job_dir / RESERVE).open("wb") as reserve:
         os.posix_fallocate(reserve.fileno(), 0, RESERVE_BYTES)

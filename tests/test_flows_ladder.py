@@ -23,7 +23,7 @@ from flows.oom_kills import oom_kills
 from training.train import train
 from tuneline.contracts.artifacts import Adapter, MemoryRung, Plan, PreparedData
 from tuneline.contracts.errors import StageFailed
-from tuneline.contracts.jobs import JobInterrupted, JobStatus, ProgressEvent, is_out_of_memory
+from tuneline.contracts.jobs import JobInterrupted, JobResult, JobStatus, ProgressEvent, is_out_of_memory
 from tuneline.contracts.ladder import Ladder, read_ladder, write_ladder
 from tuneline.contracts.store import ArtifactStore, Stored, read_record
 from tuneline.registry.tracking import RunStatus, start_run
@@ -288,6 +288,25 @@ def test_a_kill_is_out_of_memory_only_when_the_kernel_has_counted_one(tmp_path):
     assert read_result(tmp_path, Ending(-9), oom_killed=True).status is JobStatus.OUT_OF_MEMORY
 
 
+@pytest.mark.parametrize(
+    ("of_rank_0", "status"),
+    [
+        ("failed", "out_of_memory"),  # its peer is gone
+        ("preempted", "out_of_memory"),  # the launcher ended it
+        (None, "out_of_memory"),  # SIGKILL, in a collective
+        ("completed", "completed"),
+        ("wrong_input", "wrong_input"),
+    ],
+)
+def test_memory_that_runs_out_in_another_rank_is_told_from_its_result(tmp_path, of_rank_0, status):
+    (tmp_path / "output.log").write_text("")
+    starved = JobResult(status=JobStatus.OUT_OF_MEMORY, detail="rank 1")
+    (tmp_path / "starved_rank.json").write_text(starved.model_dump_json())
+    if of_rank_0 is not None:
+        (tmp_path / "result.json").write_text(JobResult(status=JobStatus(of_rank_0)).model_dump_json())
+    assert read_result(tmp_path, Ending(1)).status == status
+
+
 GROUPS = Path("/sys/fs/cgroup/memory")
 """cgroup v1's memory controller; of v2 no process may join a group beside its siblings' without preparations."""
 
@@ -303,4 +322,4 @@ def test_a_stage_that_the_kernel_kills_for_want_of_memory_ends_as_out_of_memory(
         ended = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120, check=False)
     finally:
         group.rmdir()
-    assert ended.stdout.strip() == "out_of_memory: killed by the kernel's out-of-memory killer", ended.stderr
+    assert ended.stdout.startswith("out_of_memory: killed by the kernel's out-of-memory killer"), ended.stderr

@@ -8,13 +8,8 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from tuneline.planning.hardware import GIB
 from tuneline.planning.known_models import shape_of_known
-from tuneline.planning.memory import (
-    LAYER_BYTES,
-    MicroBatch,
-    Recipe,
-    kept_activation_bytes,
-    training_memory,
-)
+from tuneline.planning.layer_bytes import LAYER_BYTES
+from tuneline.planning.memory import MicroBatch, Recipe, kept_activation_bytes, training_memory
 from tuneline.planning.model_shape import ModelShape, shape_from_config
 
 QWEN3_8B = shape_of_known("Qwen/Qwen3-8B")
@@ -136,6 +131,8 @@ def test_a_full_fine_tune_takes_sixteen_bytes_a_parameter_before_activations() -
         ("lora autocast dropout", "all-linear", 0.05),
         ("lora autocast attention", ["q_proj", "k_proj", "v_proj", "o_proj"], 0.0),
         ("lora", "all-linear", 0.0),
+        ("dora autocast", "all-linear", 0.0),
+        ("dora", "all-linear", 0.0),
     ],
 )
 def test_a_layer_keeps_what_the_coefficients_say(key: str, targets: str | list[str], dropout: float) -> None:
@@ -155,7 +152,9 @@ def test_a_layer_keeps_what_the_coefficients_say(key: str, targets: str | list[s
         torch.manual_seed(0)
         base = Qwen3ForCausalLM(Qwen3Config(**config, num_hidden_layers=layers))
         base = base.to(torch.bfloat16 if autocast else torch.float32)
-        model = get_peft_model(base, LoraConfig(r=8, target_modules=targets, lora_dropout=dropout))
+        model = get_peft_model(
+            base, LoraConfig(r=8, target_modules=targets, lora_dropout=dropout, use_dora="dora" in key)
+        )
         for parameter in model.parameters():
             parameter.data = parameter.data.float() if parameter.requires_grad else parameter.data
         model.enable_input_require_grads()

@@ -23,6 +23,8 @@ from tuneline.contracts.artifacts import Preflight
 
 LONGEST_STEPS = 3
 """On the longest micro-batch: the first warms up, the second has gradients, moments and activations at once."""
+MIDDLE_STEPS = 2
+"""On the micro-batch whose time counts, the last one: on two cores the first one of a new length takes 30 % longer."""
 LIMIT_SECONDS = {"cuda": 120.0, "cpu": 20.0}
 """No step begins that would end later than this, going by the one before."""
 TRAINER_AVERAGES = ("_metrics", "_total_train_tokens")
@@ -108,7 +110,7 @@ class PreflightSteps(TrainerCallback):  # type: ignore[misc]  # transformers is 
     def _measure(self, layout: Layout, steps: int) -> Preflight | None:
         per_step = len(layout.micro_batches) / steps
         longest, middle = layout.longest, layout.middle
-        plan = [*[longest] * LONGEST_STEPS, middle]
+        plan = [*[longest] * LONGEST_STEPS, *[middle] * MIDDLE_STEPS]
         started = time.monotonic()
         done: list[StepSeconds] = []
         for rows in plan:
@@ -119,7 +121,7 @@ class PreflightSteps(TrainerCallback):  # type: ignore[misc]  # transformers is 
                 return None
             done.append(seconds)
         last = done[-1]
-        share = 1.0 if len(done) == len(plan) else layout.mean / layout.computed_tokens(longest)
+        share = 1.0 if len(done) > LONGEST_STEPS else layout.mean / layout.computed_tokens(longest)
         seconds_to_finish = steps * (per_step * share * last.micro_batch + last.optimizer)
         peak, slowest = self._of_all_ranks(float(peak_memory_bytes(self._device)), seconds_to_finish)
         return Preflight(

@@ -47,6 +47,11 @@ def init(path: Path) -> None:
 def validate(config: str, overrides: Sequence[str], as_json: bool) -> None:
     """Check a config, and print it with every default filled in."""
     spec = load_spec(Path(config), overrides)
+    base = Path(spec.model.base)
+    if base.is_dir():
+        from tuneline.planning.run import check_adapter
+
+        check_adapter(spec, base)
     if as_json:
         print_json(spec.model_dump(mode="json"))
         return
@@ -55,6 +60,8 @@ def validate(config: str, overrides: Sequence[str], as_json: bool) -> None:
     for name, value in flat_values(spec):
         mark = "" if name in given else "  [dim](default)[/dim]"
         out.print(f"{name} = {json.dumps(value)}{mark}", soft_wrap=True)
+    for reason in spec.adapter.why_merged:
+        out.print(f"the adapter is served merged only: {reason}", soft_wrap=True)
     out.print(f"[green]{config} is valid.[/green]")
 
 

@@ -25,6 +25,8 @@ from tuneline.contracts.spec import RunSpec
 from tuneline.contracts.store import write_whole
 
 JOB, PROGRESS, OUTPUT, RESULT = "job.json", "progress.jsonl", "output.log", "result.json"
+STARVED_RANK = "starved_rank.json"
+"""The result of a rank other than 0 that ran out of memory."""
 RESERVE = "reserve"
 """A file of a few blocks that the supervisor writes and the child gives back: a full disk can still be reported."""
 OUT_OF_MEMORY_WORDS = ("can't allocate memory", "out of memory", "_ALLOC_FAILED", "std::bad_alloc")
@@ -113,7 +115,11 @@ def run_job(arguments: Sequence[str], stage: StageFunction) -> int:
     job_dir = Path(arguments[0])
     job = Job.model_validate_json((job_dir / JOB).read_text(encoding="utf-8"))
     result = _result_of(stage, job, file_reporter(job_dir / PROGRESS))
-    if int(os.environ.get("RANK", "0")) == 0:  # under torchrun one rank speaks for all
+    rank = int(os.environ.get("RANK", "0"))
+    if rank > 0 and result.status is JobStatus.OUT_OF_MEMORY:
+        # The others wait for this rank until they are ended, and none of them knows why.
+        write_whole(job_dir / STARVED_RANK, result.model_dump_json(indent=1))
+    if rank == 0:  # under torchrun one rank speaks for all
         (job_dir / RESERVE).unlink(missing_ok=True)
         write_whole(job_dir / RESULT, result.model_dump_json(indent=1))
     return ExitCode.DONE if result.status is JobStatus.COMPLETED else ExitCode.FAILED

@@ -9,8 +9,11 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from tuneline.contracts.adapter_spec import AdapterSpec
 from tuneline.contracts.data_spec import DataSpec
 from tuneline.contracts.section import Name, Section, Share
+
+MAX_LEARNING_RATE = 0.1
 
 
 class ModelSpec(Section):
@@ -28,31 +31,6 @@ class ModelSpec(Section):
     """Attention kernel in training; `flash_attention_2` needs a GPU and makes packing pay."""
 
 
-class AdapterSpec(Section):
-    """What is trained: a low-rank adapter, the same on a 4-bit base, or every weight."""
-
-    method: Literal["lora", "qlora", "full"] = "lora"
-    """`qlora` freezes the base in NF4 with double quantisation; `full` trains every weight."""
-    rank: Annotated[int, Field(ge=1, le=512)] = 16
-    """Rank of the two factors."""
-    alpha: Annotated[float, Field(gt=0)] = 32.0
-    """The update is scaled by alpha / rank (alpha / sqrt(rank) with rslora)."""
-    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
-    """Dropout before the adapter; 0.05 raises retained activations by 65 % on an 8B shape."""
-    target_modules: str | tuple[str, ...] = "all-linear"
-    """`all-linear`, the names of the linear modules to adapt, or `re:` and a regular expression over full names."""
-    target_parameters: tuple[str, ...] = ()
-    """Names of fused experts' three-dimensional weights to adapt, as `mlp.experts.gate_up_proj`."""
-    rslora: bool = False
-    """Rank-stabilised scaling."""
-    dora: bool = False
-    """Magnitude and direction of each weight trained apart (DoRA); vLLM serves it merged only."""
-    initialisation: Literal["zero", "pissa"] = "zero"
-    """`pissa` starts the factors at the base's principal components; vLLM serves it merged only."""
-    lora_plus_ratio: Annotated[float, Field(ge=1)] | None = None
-    """Learning rate of the up factors over that of the down factors (LoRA+, usually 16); the same when absent."""
-
-
 class TrainingSpec(Section):
     """How it is trained."""
 
@@ -68,8 +46,8 @@ class TrainingSpec(Section):
     """Rows per optimizer step, over all devices and accumulation."""
     micro_batch_rows: Annotated[int, Field(ge=1)] | None = None
     """Rows per forward pass and device; derived from memory when absent."""
-    learning_rate: Annotated[float, Field(gt=0, le=0.1)] = 2e-4
-    """Peak learning rate."""
+    learning_rate: Annotated[float, Field(gt=0, le=MAX_LEARNING_RATE)] = 2e-4
+    """Peak learning rate; 2e-4 is usual for an adapter of a large model, 2e-5 for `full`."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     """Decay after warm-up."""
     warmup_share: Share = 0.03
@@ -208,6 +186,14 @@ class RunSpec(Section):
             raise ValueError("gate.min_json_validity needs evaluation.generate and json_validity in evaluation.metrics")
         if self.data.retention is not None and "exact_match" not in answered:
             raise ValueError("data.retention needs evaluation.generate and exact_match in evaluation.metrics")
+        up_rate = self.training.learning_rate * (self.adapter.lora_plus_ratio or 1.0)
+        if up_rate > MAX_LEARNING_RATE:
+            raise ValueError(
+                f"adapter.lora_plus_ratio makes the up factors' learning rate {up_rate:g}, above {MAX_LEARNING_RATE}: "
+                "lower training.learning_rate, as LoRA+ wants it"
+            )
+        if self.adapter.initialisation == "pissa" and self.training.weight_decay > 0:
+            raise ValueError("training.weight_decay would pull PiSSA's factors, which hold the base's largest, to 0")
         if self.adapter.method == "qlora" and self.training.fsdp and self.model.dtype == "float16":
             raise ValueError("QLoRA under FSDP stores NF4 in the base's dtype: use model.dtype bfloat16")
         return self

@@ -11,7 +11,7 @@ from tuneline.planning.hardware import Device
 from tuneline.planning.memory import Memory, MicroBatch, Recipe, training_memory
 from tuneline.planning.model_shape import ModelShape
 from tuneline.planning.objectives import EXTRA_FORWARD_PASSES
-from tuneline.planning.request import adapted_modules
+from tuneline.planning.request import adapted_modules, adapted_weights
 
 MICRO_BATCH_TOKENS = {"gpu": 16_384, "cpu": 8_192}
 """Tokens beyond which a larger micro-batch gains nothing: the matrix products are efficient, and padding grows."""
@@ -71,6 +71,9 @@ def recipe_of(spec: RunSpec, shape: ModelShape, data: PreparedData, device: Devi
         sharded=spec.training.fsdp,
         extra_forward_passes=EXTRA_FORWARD_PASSES[objective],
         reference_copy=objective in WITH_REFERENCE and spec.adapter.method == "full",
+        dora=spec.adapter.dora,
+        pissa=spec.adapter.initialisation == "pissa",
+        fused=adapted_weights(spec.adapter, shape),
     )
 
 

@@ -45,7 +45,7 @@ def derivations(
         derived.append(_switch("activation_checkpointing", batching.checkpointing, reason))
     if training.packing == "auto":
         derived.append(_switch("packing", batching.packing, _packing_reason(spec, device)))
-    return (*derived, *_limits(spec, device, limit_bytes, batching), *_money(device, cost))
+    return (*derived, *_limits(spec, device, limit_bytes, batching), *_money(device, cost), *_serving(spec))
 
 
 def _switch(key: str, on: bool, reason: str) -> DerivedValue:
@@ -114,3 +114,8 @@ def _money(device: Device, cost: Cost | None) -> Iterator[DerivedValue]:
     elif device.kind == "gpu":
         reason = f"the price book has no row for the {device.name}; add one to tuneline/planning/prices.yaml"
         yield DerivedValue(key="price_usd_per_hour", value="unknown", reason=reason)
+
+
+def _serving(spec: RunSpec) -> Iterator[DerivedValue]:
+    if reasons := spec.adapter.why_merged:
+        yield DerivedValue(key="served", value="merged only", reason="; ".join(reasons))

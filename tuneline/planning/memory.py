@@ -1,18 +1,19 @@
 """Peak memory of a training on one device, in bytes, part by part.
 
 The peak is the larger of two moments: a layer's backward pass, and the loss head. What a layer keeps for its backward
-pass was measured (torch 2.13, transformers 5.19, peft 0.21, `saved_tensors_hooks`, eight Qwen3-like layer shapes, SDPA,
-slope over tokens, fitted to 1 %); everything else is arithmetic on the model's shape.
+pass was measured (`layer_bytes`); everything else is arithmetic on the model's shape.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Literal
 
 from tuneline.contracts.artifacts import Estimate
 from tuneline.planning.hardware import GIB
-from tuneline.planning.model_shape import LinearModule, ModelShape
+from tuneline.planning.layer_bytes import LAYER_BYTES
+from tuneline.planning.model_shape import ModelShape
+from tuneline.planning.modules import FusedWeight, LinearModule
 
 NF4_BITS = 4.127
 """Bits per weight: 4, an 8-bit scale per 64 weights, and a 32-bit scale per 256 of those (double quantisation)."""
@@ -39,39 +40,8 @@ DYNAMIC_FACTOR: Mapping[str, Estimate] = MappingProxyType(
 )
 """What comes and goes within a step really takes this many times its size."""
 MLP_MODULES = frozenset({"gate_proj", "up_proj", "down_proj", "fc1", "fc2", "gate_up_proj"})
-
-
-@dataclass(frozen=True)
-class LayerBytes:
-    """Bytes that a layer keeps per token, per unit of hidden, query, key-value and MLP width."""
-
-    hidden: float
-    attention: float
-    kv: float
-    mlp: float
-
-    def of(self, shape: ModelShape) -> float:
-        """Bytes per token and layer of a model."""
-        return (
-            self.hidden * shape.hidden_size
-            + self.attention * shape.attention_size
-            + self.kv * shape.kv_size
-            + self.mlp * shape.mlp_size
-        )
-
-
-LAYER_BYTES: Mapping[str, LayerBytes] = MappingProxyType(
-    {
-        "lora autocast": LayerBytes(18.4, 10.5, 7.9, 8.0),
-        "lora autocast dropout": LayerBytes(38.4, 14.5, 7.9, 12.0),
-        "lora autocast attention": LayerBytes(14.3, 10.3, 7.9, 6.0),
-        "lora autocast attention dropout": LayerBytes(26.3, 14.3, 7.9, 6.0),
-        "lora": LayerBytes(16.7, 12.9, 11.7, 16.1),  # without autocast all is fp32
-        "lora dropout": LayerBytes(48.7, 20.9, 11.7, 20.1),
-        "full autocast": LayerBytes(26.2, 10.1, 10.0, 8.0),
-        "full": LayerBytes(24.2, 16.1, 16.0, 16.0),
-    }
-)
+PISSA_COPIES = 4
+"""The weight in fp32, the product of its largest components, the rest, and the randomised decomposition's own."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +64,12 @@ class Recipe:
     """Passes without gradients beside each training pass: those of a preference objective's reference."""
     reference_copy: bool = False
     """A full training that is held to its base keeps it in memory, in fp32 like the weights in training."""
+    dora: bool = False
+    """Each adapted module has a magnitude for every output."""
+    pissa: bool = False
+    """The factors start at the principal components of the weights, which are computed before the first step."""
+    fused: tuple[FusedWeight, ...] = ()
+    """Experts that are adapted, in one weight a layer."""
 
     @property
     def base_bytes(self) -> int:
@@ -106,10 +82,15 @@ class Recipe:
         return self.devices if self.sharded else 1
 
     def trainable_parameters(self, shape: ModelShape) -> int:
-        """Parameters that are trained: rank times (in + out) of each adapted module, or all."""
+        """Parameters that are trained: rank times (in + out) of each adapted module and expert, magnitudes, or all."""
         if self.method == "full":
             return shape.parameters
-        return sum(self.rank * (module.in_features + module.out_features) * module.count for module in self.adapted)
+        magnitudes = sum(module.out_features * module.count for module in self.adapted) if self.dora else 0
+        in_modules = sum(
+            self.rank * (module.in_features + module.out_features) * module.count for module in self.adapted
+        )
+        in_experts = sum(self.rank * (one.in_features + one.out_features) * one.experts for one in self.fused)
+        return in_modules + in_experts + magnitudes
 
 
 @dataclass(frozen=True)
@@ -181,13 +162,18 @@ def _dynamic_bytes(shape: ModelShape, recipe: Recipe, micro_batch: MicroBatch) -
     recomputed = _layer_bytes(shape, recipe, micro_batch) if recipe.checkpointing else 0.0
     head = _head_bytes(shape, recipe, micro_batch)
     at_head = head >= recomputed
-    return {
+    parts = {
         "activations": kept if at_head else kept + recomputed,
         "loss_head": head if at_head else 0.0,
         "cast_copies": _cast_copy_bytes(shape, recipe),
-        "dequantised": _largest_linear(shape) * BF16_BYTES if recipe.method == "qlora" else 0.0,
+        "dequantised": _largest(shape.linears) * BF16_BYTES if recipe.method == "qlora" else 0.0,
+        "adapted_experts": _adapted_experts_bytes(shape, recipe),
+        "directions": _direction_bytes(recipe),
         "gathered": _gathered_bytes(shape, recipe),
     }
+    # Before the first step nothing of the above is there.
+    decomposition = PISSA_COPIES * FP32_BYTES * _largest(recipe.adapted) if recipe.pissa else 0.0
+    return parts | {"decomposition": max(0.0, decomposition - sum(parts.values()))}
 
 
 def _layer_bytes(shape: ModelShape, recipe: Recipe, micro_batch: MicroBatch) -> float:
@@ -200,7 +186,7 @@ def _layer_bytes(shape: ModelShape, recipe: Recipe, micro_batch: MicroBatch) -> 
 def _layer_key(recipe: Recipe) -> str:
     if recipe.method == "full":
         return "full autocast" if recipe.autocast else "full"
-    words = ["lora"]
+    words = ["dora" if recipe.dora else "lora"]
     if recipe.autocast:
         words.append("autocast")
         if not any(module.name in MLP_MODULES for module in recipe.adapted):
@@ -212,8 +198,29 @@ def _cast_copy_bytes(shape: ModelShape, recipe: Recipe) -> float:
     """16-bit copies of fp32 weights, which autocast keeps for the backward pass (measured: 2.0 bytes a weight)."""
     if not recipe.autocast:
         return 0.0
-    copied = shape.linear_parameters if recipe.method == "full" else recipe.trainable_parameters(shape)
+    everything = shape.linear_parameters + shape.fused_parameters
+    copied = everything if recipe.method == "full" else recipe.trainable_parameters(shape)
+    if recipe.dora and recipe.dropout > 0:  # the weights multiply what dropout left, beside what the base is given
+        copied += sum(module.parameters for module in recipe.adapted)
     return BF16_BYTES * copied / (shape.layers if recipe.checkpointing else 1)
+
+
+def _adapted_experts_bytes(shape: ModelShape, recipe: Recipe) -> float:
+    """Sums of experts and their updates, which peft makes in each pass and keeps for the backward pass, and a gradient.
+
+    Measured (8 and 16 experts, peft 0.21): 4.0 bytes a weight in fp32, and 2.3 under autocast, where 2 are counted here
+    and the rest as the factors' 16-bit copies.
+    """
+    sums = sum(weight.parameters for weight in recipe.fused) / (shape.layers if recipe.checkpointing else 1)
+    return recipe.base_bytes * (sums + max((weight.parameters for weight in recipe.fused), default=0))
+
+
+def _direction_bytes(recipe: Recipe) -> float:
+    """What DoRA needs for the norms of a module's rows: the unit matrix, and four times the weight in fp32."""
+    if not recipe.dora:
+        return 0.0
+    sizes = (one.in_features * (one.in_features + 4 * one.out_features) for one in recipe.adapted)
+    return float(FP32_BYTES * max(sizes, default=0))
 
 
 def _head_bytes(shape: ModelShape, recipe: Recipe, micro_batch: MicroBatch) -> float:
@@ -231,10 +238,10 @@ def _gathered_bytes(shape: ModelShape, recipe: Recipe) -> float:
     if not recipe.sharded:
         return 0.0
     whole = replace(recipe, sharded=False)
-    outside = (shape.parameters - shape.linear_parameters) * recipe.base_bytes
+    outside = (shape.parameters - shape.linear_parameters - shape.fused_parameters) * recipe.base_bytes
     in_layers = max(0.0, _weight_bytes(shape, whole) - outside)
     return 2 * in_layers / shape.layers + outside
 
 
-def _largest_linear(shape: ModelShape) -> int:
-    return max((linear.in_features * linear.out_features for linear in shape.linears), default=0)
+def _largest(linears: Iterable[LinearModule]) -> int:
+    return max((linear.in_features * linear.out_features for linear in linears), default=0)

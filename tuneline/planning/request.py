@@ -1,52 +1,67 @@
 """What a config asks for against what model, data and device can give: every problem is found, not only the first."""
 
-import difflib
 from collections.abc import Iterator
+from dataclasses import replace
 
+from tuneline.contracts.adapter_spec import AdapterSpec
 from tuneline.contracts.artifacts import PreparedData
 from tuneline.contracts.errors import Problem
-from tuneline.contracts.spec import AdapterSpec, RunSpec
+from tuneline.contracts.objectives import WITH_REFERENCE, objective_of
+from tuneline.contracts.spec import RunSpec
+from tuneline.contracts.targets import adapts_module, adapts_parameter, target_problems
 from tuneline.planning.hardware import Device
-from tuneline.planning.model_shape import LinearModule, ModelShape
-
-ALL_LINEAR = "all-linear"
-OUTSIDE_LAYERS = ("lm_head", "embed_tokens")
+from tuneline.planning.model_shape import ModelShape
+from tuneline.planning.modules import FusedWeight, LinearModule
 
 
 def adapted_modules(adapter: AdapterSpec, shape: ModelShape) -> tuple[LinearModule, ...]:
     """Return the linear modules that the config adapts; names that match nothing are left out."""
-    names = target_names(adapter)
-    return tuple(module for module in shape.linears if names == (ALL_LINEAR,) or module.name in names)
+    if adapter.method == "full":
+        return ()
+    found = []
+    for module in shape.linears:
+        paths = tuple(path for path in module.paths if adapts_module(adapter, path))
+        if paths:
+            found.append(replace(module, paths=paths))
+    return tuple(found)
 
 
-def target_names(adapter: AdapterSpec) -> tuple[str, ...]:
-    """Return the config's targets as a tuple of names."""
-    targets = adapter.target_modules
-    return (targets,) if isinstance(targets, str) else targets
+def adapted_weights(adapter: AdapterSpec, shape: ModelShape) -> tuple[FusedWeight, ...]:
+    """Return the fused weights that the config adapts."""
+    return tuple(weight for weight in shape.fused if adapts_parameter(adapter, weight.path))
 
 
 def request_problems(spec: RunSpec, shape: ModelShape, data: PreparedData, device: Device) -> list[Problem]:
     """List what cannot be trained as asked, whatever memory, time and money would allow."""
     return [
-        *_target_problems(spec.adapter, shape),
+        *adapter_problems(spec.adapter, shape),
+        *_reference_problems(spec, data),
         *_device_problems(spec, device),
         *_batch_problems(spec, data),
         *_length_problems(data, shape),
     ]
 
 
-def _target_problems(adapter: AdapterSpec, shape: ModelShape) -> Iterator[Problem]:
+def adapter_problems(adapter: AdapterSpec, shape: ModelShape) -> list[Problem]:
+    """List what of the section `adapter` this model cannot give."""
     if adapter.method == "full":
-        return
-    where, available = "adapter.target_modules", ", ".join(shape.linear_names)
-    for name in target_names(adapter):
-        if name in OUTSIDE_LAYERS:
-            what = f"`{name}` cannot be adapted: the loss is computed from its weight directly, past any adapter"
-            yield Problem(what, where, f"leave it out; adapt some of {available}")
-        elif name != ALL_LINEAR and name not in shape.linear_names:
-            close = difflib.get_close_matches(name, shape.linear_names, n=1)
-            hint = f"did you mean `{close[0]}`? " if close else ""
-            yield Problem(f"`{name}` matches no linear module", where, f"{hint}the model has {available}")
+        return []
+    problems = target_problems(adapter, shape.adaptable)
+    if adapter.initialisation == "pissa":
+        for module in adapted_modules(adapter, shape):
+            components = min(module.in_features, module.out_features)
+            if adapter.rank > components:
+                what = f"PiSSA takes {adapter.rank} components out of `{module.name}`, which has {components}"
+                fix = f"set it to {components} or less, or adapter.initialisation to zero"
+                problems.append(Problem(what, "adapter.rank", fix))
+    return problems
+
+
+def _reference_problems(spec: RunSpec, data: PreparedData) -> Iterator[Problem]:
+    objective = objective_of(spec.training.objective, data.kind)
+    if spec.adapter.initialisation == "pissa" and objective in WITH_REFERENCE:
+        what = f"{objective} compares with the base, which PiSSA takes apart: without the adapter only the rest is left"
+        yield Problem(what, "adapter.initialisation", "set it to zero")
 
 
 def _device_problems(spec: RunSpec, device: Device) -> Iterator[Problem]:
