@@ -18,12 +18,13 @@ from flows import publishing
 from flows.attempts import Training, train_in_memory
 from flows.child_result import read_result
 from flows.guardian import Ending
+from flows.launch import raise_for, run_child
 from flows.making import run_stage_child
 from flows.oom_kills import oom_kills
 from training.train import train
 from tuneline.contracts.artifacts import Adapter, MemoryRung, Plan, PreparedData
 from tuneline.contracts.errors import StageFailed
-from tuneline.contracts.jobs import JobInterrupted, JobResult, JobStatus, ProgressEvent, is_out_of_memory
+from tuneline.contracts.jobs import OUTPUT, JobInterrupted, JobResult, JobStatus, ProgressEvent, is_out_of_memory
 from tuneline.contracts.ladder import Ladder, read_ladder, write_ladder
 from tuneline.contracts.store import ArtifactStore, Stored, read_record
 from tuneline.registry.tracking import RunStatus, start_run
@@ -187,6 +188,30 @@ def test_an_allocation_that_really_fails_in_the_child_is_answered_with_a_rung(
     assert (rung.micro_batch_divisor, rung.after_step) == (2, 7)
     assert "can't allocate memory" in rung.cause
     assert adapter.resumed_from_step == 5
+    assert_same_but_for_accumulation(job.out_dir, uninterrupted)
+
+
+@pytest.mark.long
+def test_memory_that_runs_out_in_one_of_two_processes_is_answered_with_a_rung_for_both(
+    tmp_path, inputs, monkeypatch, uninterrupted
+):
+    monkeypatch.setenv("PYTHONPATH", str(PROGRAMS))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    halves = {**inputs, "plan": make_plan(tmp_path / "plan", micro_batch_rows=4)}  # 4 rows in each process
+    job = job_in(tmp_path, halves, starve="2@7", rank="1")
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--no-python"]
+
+    def attempt(reached):
+        result = run_child("starved_training", job, tmp_path / "job", reached, launcher=torchrun)
+        raise_for(result, "train", tmp_path / "job" / OUTPUT)
+        return Adapter.model_validate(result.artifact)
+
+    adapter = train_in_memory(what_decides(job), job.out_dir, attempt, lambda _: None)
+    (rung,) = adapter.rungs
+    assert rung.micro_batch_divisor == 2
+    assert "can't allocate memory" in rung.cause
+    assert adapter.resumed_from_step == 5
+    assert adapter.preflight.longest_steps == 3
     assert_same_but_for_accumulation(job.out_dir, uninterrupted)
 
 

@@ -1,8 +1,10 @@
 """The stage `train` on a machine with too little memory: `options["starve"]` says from how many rows on, and when.
 
-The allocation that fails is a real one, of memory that a limit of the kernel (RLIMIT_AS) withholds.
+`options["rank"]` says in which rank of several. The allocation that fails is a real one, of memory that a limit of the
+kernel (RLIMIT_AS) withholds.
 """
 
+import os
 import resource
 import sys
 from pathlib import Path
@@ -32,10 +34,11 @@ def allocate_beyond_the_limit() -> None:
 def starved(job: Job, report: Reporter) -> Record:
     """Train, and run out of memory in the given step with micro-batches of more than the given rows."""
     most_rows, step = (int(number) for number in job.options["starve"].split("@"))
+    starves = os.environ.get("RANK", "0") == job.options.get("rank", "0")
     training_step = Trainer.training_step
 
     def hungry_step(self: Any, model: Any, inputs: Any, items: Any = None) -> Any:
-        if len(inputs["input_ids"]) > most_rows and self.state.global_step == step:
+        if starves and len(inputs["input_ids"]) > most_rows and self.state.global_step == step:
             allocate_beyond_the_limit()
         return training_step(self, model, inputs, items)
 
