@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from flows.progress import Listener
+from flows.progress import Listener, say
 from tuneline.contracts.artifacts import Plan, PreparedData, Record
 from tuneline.contracts.errors import StageFailed
 from tuneline.contracts.jobs import LOADING, JobStatus, ProgressEvent
@@ -77,7 +77,7 @@ def _climb(training: Training, work: Path, step: int, error: StageFailed) -> Lad
         raise StageFailed(error.stage, error.status, f"{error.detail}; {detail}", error.log) from error
     ladder = Ladder(rungs=(*ladder.rungs, rung))
     write_ladder(work, ladder)
-    logger.warning(
-        "out of memory after step %d (%s): going on with %s", step, error.detail, describe_rung(training.plan, ladder)
-    )
+    words = f"{error.stage}: out of memory after step {step}, going on with {describe_rung(training.plan, ladder)}"
+    logger.warning("%s (%s)", words, error.detail)
+    say(words)
     return ladder

@@ -11,7 +11,7 @@ from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TextColumn
 from rich.text import Text
 
-from flows.progress_words import SECONDS_LEFT, describe, done_of, fitted, in_words, line_of
+from flows.progress_words import SECONDS_LEFT, describe, done_of, fitted, in_words, is_news, line_of
 from tuneline.contracts.jobs import ProgressEvent
 
 TERMINAL = "TUNELINE_TERMINAL"
@@ -41,7 +41,7 @@ def shown(stage: str) -> Iterator[Listener]:
 
 
 class StageBar(Progress):
-    """A bar with a line of figures below it; both vanish with the stage, whose line in the account stays."""
+    """A bar with a line of figures below it; both vanish with the stage, and what was news stays."""
 
     def __init__(self, stage: str, console: Console) -> None:
         """Begin without a known end."""
@@ -57,6 +57,8 @@ class StageBar(Progress):
 
     def listen(self, event: ProgressEvent) -> None:
         """Show an event."""
+        if is_news(event):
+            self.console.print(event.note, highlight=False, soft_wrap=True)
         left = event.metrics.get(SECONDS_LEFT)
         ends_at = None if left is None else time.monotonic() + left
         self.update(
@@ -89,6 +91,12 @@ class TimeLeft(ProgressColumn):
         return Text("" if left is None else f"{in_words(left)} left", style="progress.remaining")
 
 
+def say(words: str) -> None:
+    """Print a line that stays, where a person watches; elsewhere the log is the place."""
+    if TERMINAL in os.environ:
+        Console(stderr=True).print(words, style="yellow", highlight=False, soft_wrap=True, markup=False)
+
+
 def event_of(listener: Listener) -> Callable[[int, int, str], None]:
     """Adapt a listener to code that reports `(done, total, what)`."""
     return lambda done, total, what: listener(ProgressEvent(done=done, planned=total, unit="", note=what))
@@ -99,7 +107,7 @@ def _plain_lines(stage: str, console: Console) -> Listener:
 
     def listen(event: ProgressEvent) -> None:
         nonlocal last
-        if time.monotonic() - last >= PLAIN_SECONDS:
+        if is_news(event) or time.monotonic() - last >= PLAIN_SECONDS:
             last = time.monotonic()
             console.print(f"{stage}: {line_of(event)}", highlight=False, soft_wrap=True)
 
@@ -118,7 +126,7 @@ def _prefect_artifact(stage: str) -> Listener:
         words = line_of(event)
         if artifact is None:
             artifact = create_progress_artifact(percent, key=f"{stage}-progress", description=words)  # type: ignore[assignment]
-        elif time.monotonic() - last >= UI_SECONDS or event.done == event.planned:
+        elif is_news(event) or time.monotonic() - last >= UI_SECONDS or event.done == event.planned:
             update_progress_artifact(artifact, percent, description=words)
         else:
             return

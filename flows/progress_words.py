@@ -42,6 +42,11 @@ def line_of(event: ProgressEvent) -> str:
     return ", ".join(filter(None, (how_far(event), describe(event))))
 
 
+def is_news(event: ProgressEvent) -> bool:
+    """Tell a result on the way, as a preflight's, from the mere state of a stage: it has words and figures."""
+    return bool(event.note and event.metrics)
+
+
 def fitted(words: str, width: int) -> str:
     """Leave out the last parts of a line that is too long, rather than cut one in two."""
     return words if len(words) <= width else words[: width + 2].rpartition(", ")[0] or words

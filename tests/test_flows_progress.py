@@ -47,6 +47,16 @@ def test_a_step_takes_two_lines_of_the_terminal_however_narrow_and_no_figure_is_
     assert ("41% of peak (4N)" in figures, "12.4 GiB" in figures, "0.81" in figures) == (True, width > 60, width > 80)
 
 
+def test_a_result_on_the_way_stays_on_the_screen_when_the_bar_goes_on() -> None:
+    shown = io.StringIO()
+    bar = StageBar("train", Console(file=shown, width=80, force_terminal=True, color_system=None))
+    bar.listen(ProgressEvent(done=0, planned=9, unit="steps", note="preflight: measuring memory and speed"))
+    assert shown.getvalue() == ""
+    bar.listen(ProgressEvent(done=0, planned=9, unit="steps", note="preflight 1.2 GiB", metrics={"preflight_hours": 2}))
+    bar.listen(STEP)
+    assert shown.getvalue() == "preflight 1.2 GiB\n"
+
+
 def test_a_long_note_ends_at_a_comma() -> None:
     assert fitted("preflight: 12.42 GiB (planned 14.10), 11,240 tokens/s (planned 12,100)", 60) == (
         "preflight: 12.42 GiB (planned 14.10)"

@@ -9,7 +9,7 @@ from tiny_model import make_job, make_plan, make_prepared, make_tiny_base
 from transformers import TrainerCallback
 
 import training.preflight as preflight
-from training.admission import check_budget, priced
+from training.admission import check_budget, event_of, priced
 from training.preflight import Layout, PreflightSteps
 from training.train import train
 from tuneline.contracts.artifacts import Adapter, Estimate, Plan, Preflight
@@ -155,6 +155,18 @@ def test_the_price_is_the_plans_and_money_is_refused_with_the_steps_that_can_be_
     assert problem.where == "budget.max_usd"
     assert "16 USD" in problem.what
     assert "training.max_optimizer_steps: 25 (of 100)" in problem.fix
+
+
+def test_the_words_of_a_preflight_fit_a_terminal_of_eighty_columns_and_name_what_was_planned(tmp_path):
+    planned = {
+        "memory_bytes": Estimate(low=0.0, expected=14.1 * 2**30, high=0.0),
+        "tokens_per_second": Estimate(low=0.0, expected=12_100.0, high=0.0),
+    }
+    plan = read_record(make_plan(tmp_path, **planned), Plan)
+    event = event_of(MEASURED.model_copy(update={"tokens_per_second": 11_240.0}), plan)
+    assert event.note == "preflight 3.0 GiB (planned 14.1), 11,240 tokens/s (planned 12,100), 2.0 h to go"
+    assert len(event.note) <= 80
+    assert event.metrics["preflight_hours"] == 2.0
 
 
 def test_a_resumed_training_measures_nothing_and_keeps_the_figures_of_its_beginning(tmp_path, inputs, monkeypatch):

@@ -59,11 +59,18 @@ def event_of(measured: Preflight, plan: Plan) -> ProgressEvent:
     """Tell the flow what was measured, beside what was planned."""
     peak, planned = measured.peak_memory_bytes / GIB, plan.memory_bytes.expected / GIB
     note = (
-        f"preflight: {peak:.2f} GiB (planned {planned:.2f}), {measured.tokens_per_second:,.0f} tokens/s "
-        f"(planned {plan.tokens_per_second.expected:,.0f}), {60 * measured.hours:.1f} min to go"
+        f"preflight {peak:.1f} GiB (planned {planned:.1f}), {measured.tokens_per_second:,.0f} tokens/s "
+        f"(planned {plan.tokens_per_second.expected:,.0f}), {_time(measured.hours)} to go"
     )
     figures = {f"preflight_{name}": float(value) for name, value in measured.model_dump(exclude_none=True).items()}
     return ProgressEvent(done=0, planned=plan.optimizer_steps, unit="steps", note=note, metrics=figures)
+
+
+def _time(hours: float) -> str:
+    minutes = 60 * hours
+    if minutes < 10:
+        return f"{minutes:.1f} min"
+    return f"{minutes:.0f} min" if minutes < 100 else f"{hours:.1f} h"
 
 
 def keep(measured: Preflight, work: Path) -> None:
