@@ -121,8 +121,9 @@ def test_a_target_that_cannot_be_adapted_is_the_users_error_and_names_what_can(t
         run(tmp_path, inputs, adapter={"target_modules": targets})
     assert len(error.value.problems) == 1
     problem = error.value.problems[0]
-    assert (targets if isinstance(targets, str) else targets[-1]) in problem.where
-    assert "down_proj, gate_proj, k_proj, o_proj, q_proj, up_proj, v_proj" in problem.fix
+    assert problem.where == "adapter.target_modules"
+    assert f"`{targets if isinstance(targets, str) else targets[-1]}`" in problem.what
+    assert "q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj" in problem.fix
     assert "lm_head" not in problem.fix
 
 

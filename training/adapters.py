@@ -1,98 +1,95 @@
-"""What is trained: low-rank factors beside chosen linear modules (Hu et al. 2021, https://arxiv.org/abs/2106.09685)."""
+"""What is trained: low-rank factors beside chosen weights (Hu et al. 2021, https://arxiv.org/abs/2106.09685)."""
 
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model
-from peft.tuners.lora import LoraLayer
+from peft.tuners.lora import LoraLayer, ParamWrapper
 from torch import nn
 
-from tuneline.contracts.artifacts import ModuleCoverage
+from tuneline.contracts.adapter_spec import ALL_LINEAR, AdapterSpec
 from tuneline.contracts.errors import Problem, UserError
-from tuneline.contracts.spec import AdapterSpec
+from tuneline.contracts.targets import Adaptable, adapts_module, adapts_parameter, target_problems
 
-ALL_LINEAR = "all-linear"
+WRAPPED = ".base_layer"
+"""peft's name of what it put an adapter around; wrappers of several fused weights of a module are nested."""
 
 
 def add_adapter(model: Any, spec: AdapterSpec) -> Any:
-    """Put float32 low-rank factors beside the target modules.
+    """Put float32 low-rank factors beside the targets.
 
     Raises:
-        UserError: when a target matches no linear module, is the output head, or cannot be adapted.
+        UserError: when a target matches nothing, cannot be adapted or passes fused experts by, and when peft adapted
+            other weights than the config names.
     """
-    targets = [spec.target_modules] if isinstance(spec.target_modules, str) else list(spec.target_modules)
-    check_targets(model, targets)
-    config = LoraConfig(
+    available = adaptable(model)
+    if problems := target_problems(spec, available):
+        raise UserError(problems)
+    config = lora_config(spec, available)
+    adapted = get_peft_model(model, config)
+    check_targets(adapted, spec, available)
+    return adapted
+
+
+def lora_config(spec: AdapterSpec, available: Adaptable) -> LoraConfig:
+    """Translate the section `adapter` for peft."""
+    targets: str | list[str]
+    if spec.target_modules == ALL_LINEAR and not available.fused:
+        targets = ALL_LINEAR
+    else:
+        # Names in full: of the short names in a mixture, peft 0.21 makes adapters on the router and on fused experts.
+        targets = [path for path in available.linears if adapts_module(spec, path)]
+    return LoraConfig(
         r=spec.rank,
         lora_alpha=spec.alpha,
         lora_dropout=spec.dropout,
         use_rslora=spec.rslora,
-        target_modules=ALL_LINEAR if targets == [ALL_LINEAR] else targets,
+        use_dora=spec.dora,
+        target_modules=targets,
+        target_parameters=list(spec.target_parameters) or None,
         task_type="CAUSAL_LM",
     )
-    return get_peft_model(model, config)
 
 
-def check_targets(model: Any, targets: Sequence[str]) -> None:
-    """Refuse targets that would train nothing, or not what the user means.
+def adaptable(model: Any) -> Adaptable:
+    """Name the weights of a base that can be adapted, and its output head."""
+    head = model.get_output_embeddings()
+    linears = [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and module is not head]
+    outside = [name for name, module in model.named_modules() if module in (head, model.get_input_embeddings())]
+    fused = [name for name, weight in model.named_parameters() if weight.dim() == 3]
+    return Adaptable(tuple(linears), tuple(outside), tuple(fused))
+
+
+def check_targets(model: Any, spec: AdapterSpec, available: Adaptable) -> None:
+    """Compare what peft adapted with what the config names.
 
     Raises:
-        UserError: with every problem, naming the linear modules that the model has.
+        UserError: naming the weights that are adapted and should not be, or the other way round.
     """
-    linear = linear_modules(model)
-    heads = output_heads(model)
-    classes = sorted({_class_of(name) for name in linear if name not in heads})
-    problems = []
-    for target in targets:
-        where = f"adapter.target_modules: {target}"
-        if target == ALL_LINEAR:
-            problems += [_fused(name, classes) for name in fused_experts(model)]
-        elif any(_matches(head, target) for head in heads):
-            fix = f"the head's loss kernel would leave it untrained; choose from {', '.join(classes)}"
-            problems.append(Problem("the output head cannot be adapted", where, fix))
-        elif not any(_matches(name, target) for name in linear):
-            problems.append(Problem("no linear module has this name", where, f"choose from {', '.join(classes)}"))
+    adapted = {base_name(name, module) for name, module in lora_layers(model)}
+    wanted = {path for path in available.linears if adapts_module(spec, path)}
+    wanted |= {path for path in available.fused if adapts_parameter(spec, path)}
+    problems = [
+        Problem(f"peft {did} {', '.join(sorted(names)[:5])} ({len(names)} in all)", "adapter", "name other targets")
+        for did, names in (("passed by", wanted - adapted), ("adapted unasked", adapted - wanted))
+        if names
+    ]
     if problems:
         raise UserError(problems)
 
 
-def _fused(name: str, classes: Sequence[str]) -> Problem:
-    fix = f"name the modules to adapt, from {', '.join(classes)}; the experts then stay as they are"
-    return Problem(
-        f"{name} fuses a mixture's experts in one tensor, which LoRA passes by", "adapter.target_modules", fix
-    )
-
-
-def linear_modules(model: Any) -> list[str]:
-    """Name the model's linear modules, NF4 ones included."""
-    return [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-
-
-def output_heads(model: Any) -> set[str]:
-    """Name the module that gives the logits."""
-    head = model.get_output_embeddings()
-    return {name for name, module in model.named_modules() if module is head}
-
-
-def fused_experts(model: Any) -> list[str]:
-    """Name the classes of three-dimensional weights: experts of a mixture in one tensor."""
-    return sorted({_class_of(name) for name, weight in model.named_parameters() if weight.dim() == 3})
-
-
-def coverage(model: Any) -> tuple[ModuleCoverage, ...]:
-    """Count, for each class of linear module (`q_proj`), how many are adapted; for a full training, all are."""
-    adapted: Counter[str] = Counter()
-    total: Counter[str] = Counter()
-    for name, module in model.named_modules():
+def lora_layers(model: Any) -> Iterator[tuple[str, Any]]:
+    """Yield every adapter's layer with its name in the base, which ends in `base_layer` for an inner one."""
+    for name, module in model.get_base_model().named_modules():
         if isinstance(module, LoraLayer):
-            adapted[_class_of(name)] += 1
-            total[_class_of(name)] += 1
-        elif isinstance(module, nn.Linear) and not _inside_adapter(name):
-            total[_class_of(name)] += 1
-            adapted[_class_of(name)] += module.weight.requires_grad
-    return tuple(ModuleCoverage(module=name, adapted=adapted[name], total=total[name]) for name in sorted(total))
+            yield name, module
+
+
+def base_name(name: str, layer: Any) -> str:
+    """Return the name in the base of the module, or of the fused weight, that a layer of `lora_layers` adapts."""
+    module = name.replace(WRAPPED, "")
+    return f"{module}.{layer.parameter_name}" if isinstance(layer, ParamWrapper) else module
 
 
 def trainable_parameters(model: Any) -> list[torch.nn.Parameter]:
@@ -100,22 +97,19 @@ def trainable_parameters(model: Any) -> list[torch.nn.Parameter]:
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
-def hold_trainables_in_float32(model: Any) -> None:
-    """Cast the trainable parameters to float32.
+Values = list[tuple[torch.nn.Parameter, torch.Tensor]]
 
-    TRL 1.16 casts the adapter of a quantised base to bfloat16 in its constructor, and Adam's moments would follow.
+
+def trainable_values(model: Any) -> Values:
+    """Remember the trainable parameters' values, in float32; those of a full training are not copied."""
+    return [(parameter, parameter.data.float()) for parameter in trainable_parameters(model)]
+
+
+def put_back(values: Values) -> None:
+    """Give parameters the values that `trainable_values` remembered.
+
+    TRL 1.16 casts the adapter of a quantised base to bfloat16 in its constructor: Adam's moments would follow, and the
+    magnitudes of DoRA would start off by up to 0.4 %.
     """
-    for parameter in trainable_parameters(model):
-        parameter.data = parameter.data.float()
-
-
-def _class_of(name: str) -> str:
-    return name.rpartition(".")[2]
-
-
-def _matches(name: str, target: str) -> bool:
-    return name == target or name.endswith(f".{target}")
-
-
-def _inside_adapter(name: str) -> bool:
-    return any(part in {"base_layer", "lora_A", "lora_B"} for part in name.split("."))
+    for parameter, value in values:
+        parameter.data = value

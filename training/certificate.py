@@ -17,7 +17,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-from training import nf4
+from training import nf4, pissa
 from training.base_model import load_base
 from training.errors import MergeFailed
 from training.precision import Precision, training_device
@@ -78,7 +78,7 @@ def certify(job: Job, recipe: Recipe, merged: Path, tensors_changed: int, report
         trained_nll=trained_nll,
         merged_nll=merged_nll,
         original_base_nll=answer_nll(other, samples) if other else None,
-        pairs_used=len(recipe.updates or {}),
+        pairs_used=recipe.pairs,
         tensors_changed=tensors_changed,
         tensors_total=len(recipe.places),
         weights_sha256=weights_sha256(merged),
@@ -137,6 +137,8 @@ def load_trained(job: Job, recipe: Recipe, method: str, precision: Precision) ->
         return _load_plain(recipe.trained, precision)
     base = load_base(recipe.base, method, precision, "sdpa")
     model = PeftModel.from_pretrained(base, job.inputs["adapter"] / Adapter.WEIGHTS)
+    if recipe.remainder_dtype is not None:
+        pissa.restore(model, recipe.remainder_dtype)
     model.eval()
     nf4.keep_unpacked(model)
     return model.to(precision.device)

@@ -12,6 +12,7 @@ import torch
 from torch.nn import functional
 from trl import SFTConfig, SFTTrainer
 
+from training.optimizer import split_groups
 from training.precision import Precision
 from tuneline.contracts.artifacts import Plan
 from tuneline.contracts.records import IGNORED_LABEL
@@ -23,6 +24,15 @@ SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_
 
 class PreparedRows:
     """What the engines of all objectives share; each is a trainer of TRL's with this put before it."""
+
+    up_ratio: float | None = None
+    """Rate of an adapter's up factors over the others'; set before the training begins."""
+
+    def create_optimizer(self, model: Any = None) -> Any:
+        """Make the optimizer with the groups that an adapter needs."""
+        optimizer = super().create_optimizer(model)  # type: ignore[misc]  # of the trainer that this is mixed into
+        split_groups(optimizer, model if model is not None else self.model, self.up_ratio)  # type: ignore[attr-defined]
+        return optimizer
 
     def create_model_card(self, *_: Any, **__: Any) -> None:
         """Write none: TRL writes one with every checkpoint."""

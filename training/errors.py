@@ -1,4 +1,4 @@
-"""How a merge fails."""
+"""How a training's set-up and a merge fail."""
 
 
 class MergeFailed(Exception):

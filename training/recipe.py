@@ -7,11 +7,11 @@ from pathlib import Path
 
 import torch
 
-from training import nf4
+from training import experts, nf4
 from training.errors import MergeFailed
 from training.precision import training_device
 from training.shards import TensorPlace, places_of, read_tensor
-from training.updates import LowRankUpdate, read_updates
+from training.updates import Update, read_updates
 from training.weights import AS_TRAINED, AsTrained
 from tuneline.contracts.artifacts import Adapter
 from tuneline.contracts.store import read_record
@@ -28,8 +28,12 @@ class Recipe:
     """Tensors of the base that the merged model has too."""
     nf4_weights: frozenset[str] = frozenset()
     """Weights that training computed with in NF4."""
-    updates: Mapping[str, LowRankUpdate] | None = None
+    updates: Mapping[str, Update] | None = None
     """What is added, by name of the weight; None when every weight was trained."""
+    pairs: int = 0
+    """Pairs of factors that the updates are; a pair for fused experts is many updates."""
+    remainder_dtype: torch.dtype | None = None
+    """Number format of what PiSSA left of the base; None without PiSSA."""
     trained: Path | None = None
     """Folder of the trained weights when every weight was trained."""
 
@@ -61,10 +65,18 @@ def read_recipe(base: Path, adapter: Path) -> Recipe:
     folder = adapter / Adapter.WEIGHTS
     if read_record(adapter, Adapter).method == "full":
         return Recipe(base, dtype, _trained_places(base, places, folder), trained=folder)
-    updates = read_updates(folder)
+    read = read_updates(folder, as_trained)
+    updates = {**read.modules, **experts.in_files(read.fused, base, places)}
     _check_fit(updates, places)
-    nf4_weights = frozenset(f"{module}.weight" for module in as_trained.nf4_modules)
-    return Recipe(base, dtype, places, nf4_weights, updates)
+    return Recipe(
+        base,
+        dtype,
+        places,
+        nf4_weights=frozenset(f"{module}.weight" for module in as_trained.nf4_modules),
+        updates=updates,
+        pairs=len(read.modules) + len(read.fused),
+        remainder_dtype=getattr(torch, as_trained.remainder_dtype) if as_trained.remainder_dtype else None,
+    )
 
 
 def base_tensor(recipe: Recipe, name: str) -> torch.Tensor:
@@ -87,7 +99,7 @@ def merged_tensor(recipe: Recipe, name: str) -> torch.Tensor:
             weight = nf4.round_trip(weight.to(training_device())).cpu()
         update = (recipe.updates or {}).get(name)
         if update is not None:
-            weight = weight.float() + update.delta()
+            weight = update.added_to(weight)
     merged = _in_dtype(weight, recipe.dtype)
     if merged.is_floating_point() and not merged.isfinite().all():
         raise MergeFailed(f"{name} does not fit {recipe.dtype}: set model.dtype to bfloat16")
@@ -98,7 +110,7 @@ def _in_dtype(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return tensor.to(dtype) if tensor.is_floating_point() else tensor
 
 
-def _check_fit(updates: Mapping[str, LowRankUpdate], places: Mapping[str, TensorPlace]) -> None:
+def _check_fit(updates: Mapping[str, Update], places: Mapping[str, TensorPlace]) -> None:
     homeless = sorted(updates.keys() - places.keys())
     if homeless:
         raise MergeFailed(f"{len(homeless)} updates have no weight in the base's files: {', '.join(homeless[:5])}")

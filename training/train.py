@@ -9,12 +9,14 @@ from typing import Any, Literal
 from accelerate import PartialState
 from transformers import AutoTokenizer, PrinterCallback, set_seed
 
-from training import adapters, admission, checkpoints, metrics, nf4, weights
+from training import adapters, admission, checkpoints, metrics, nf4, pissa, weights
 from training.attention import training_attention
 from training.base_model import load_base
 from training.callbacks import Peak, Preemption, Progress, SealCheckpoints, StopOnPreemption
+from training.coverage import coverage, describe
 from training.data import TrainingRows, load_rows
 from training.memory import memory_watched, peak_memory_bytes
+from training.movement import Movement
 from training.objectives import arguments_of, make_engine
 from training.precision import Precision, choose_precision, has_fast_bfloat16, training_device, use_granted_threads
 from training.preflight import PreflightSteps
@@ -93,6 +95,10 @@ def _set_up(job: Job, plan: Plan) -> Setup:
     nf4_modules = nf4.quantised_modules(model)
     if spec.adapter.method != "full":
         model = adapters.add_adapter(model, spec.adapter)
+    if spec.adapter.initialisation == "pissa":
+        pissa.take_apart(model, folder / pissa.START)
+    if PartialState().is_main_process:
+        print(describe(coverage(model)), flush=True)
     batch_rows = plan.micro_batch_rows * plan.accumulation_steps * processes
     rows = load_rows(job.inputs["prepared"], plan.optimizer_steps, batch_rows, spec.training.seed, objective)
     reference = None
@@ -126,6 +132,7 @@ def _trainer(job: Job, setup: Setup, progress: Progress, preemption: Preemption)
     if tokenizer.pad_token_id is None:  # any token serves: padding is masked, and its label ignored
         tokenizer.pad_token = tokenizer.eos_token
     folder = job.out_dir / checkpoints.FOLDER
+    before = adapters.trainable_values(setup.model)
     trainer = make_engine(
         setup.objective,
         job.spec.training,
@@ -135,13 +142,15 @@ def _trainer(job: Job, setup: Setup, progress: Progress, preemption: Preemption)
         args=setup.arguments,
         train_dataset=setup.rows.dataset,
         callbacks=[
+            Movement(),
             StopOnPreemption(preemption),
             progress,
             SealCheckpoints(folder, job.spec.training.keep_checkpoints, progress),
         ],
     )
+    adapters.put_back(before)
     trainer.remove_callback(PrinterCallback)  # `progress` says it all, in the metrics file
-    adapters.hold_trainables_in_float32(trainer.model)
+    trainer.up_ratio = job.spec.adapter.lora_plus_ratio
     return trainer
 
 
@@ -176,8 +185,10 @@ def _finish(job: Job, trainer: Any, setup: Setup, train_seconds: float, resumed_
     preflight, ladder = admission.read_kept(job.out_dir), read_ladder(job.out_dir)
     state = trainer.accelerator.get_state_dict(trainer.model) if trainer.is_fsdp_enabled else None
     if trainer.is_world_process_zero():
-        weights.save_trained(model, state, job.spec.model.base, folder)
-        weights.save_as_trained(job.out_dir, setup.precision, setup.nf4_modules)
+        apart = job.spec.adapter.initialisation == "pissa"
+        start = job.out_dir / checkpoints.FOLDER / pissa.START if apart else None
+        weights.save_trained(model, state, job.spec.model.base, folder, start)
+        weights.save_as_trained(job.out_dir, model, setup.precision, setup.nf4_modules, apart=apart)
         shutil.rmtree(job.out_dir / checkpoints.FOLDER, ignore_errors=True)
     trainer.accelerator.wait_for_everyone()
     logged = metrics.read(job.out_dir / Adapter.METRICS)
@@ -191,7 +202,7 @@ def _finish(job: Job, trainer: Any, setup: Setup, train_seconds: float, resumed_
         resumed_from_step=resumed_from_step,
         peak_memory_bytes=peak_memory_bytes(setup.precision.device),
         trainable_parameters=sum(parameter.numel() for parameter in adapters.trainable_parameters(model)),
-        coverage=adapters.coverage(model),
+        coverage=coverage(model),
         weights_sha256=weights.weights_sha256(folder),
         preflight=preflight,
         rungs=ladder.rungs,

@@ -154,6 +154,20 @@ class ModuleCoverage(Record):
     module: str
     adapted: int
     total: int
+    parameters: int = 0
+    """Weights of the class, adapters left out."""
+    adapted_parameters: int = 0
+    quantised_parameters: int = 0
+
+    @property
+    def adapted_share(self) -> float:
+        """Share of the class's weights beside which something is trained."""
+        return self.adapted_parameters / self.parameters if self.parameters else 0.0
+
+    @property
+    def quantised_share(self) -> float:
+        """Share of the class's weights that are held in NF4."""
+        return self.quantised_parameters / self.parameters if self.parameters else 0.0
 
 
 class Adapter(Record):
