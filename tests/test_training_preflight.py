@@ -6,6 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tiny_model import make_job, make_plan, make_prepared, make_tiny_base
+from tiny_preferences import make_preferences
 from transformers import TrainerCallback
 
 import training.preflight as preflight
@@ -57,6 +58,7 @@ def losses(out_dir):
         ({"method": "lora", "dropout": 0.2}, "float32"),
         ({"method": "qlora", "dropout": 0.2}, "bfloat16"),
         ({"method": "full"}, "bfloat16"),
+        ({"method": "lora", "dora": True, "lora_plus_ratio": 16.0}, "float32"),
     ],
 )
 def test_weights_and_losses_are_bit_equal_with_and_without_a_preflight(tmp_path, inputs, monkeypatch, adapter, dtype):
@@ -68,6 +70,21 @@ def test_weights_and_losses_are_bit_equal_with_and_without_a_preflight(tmp_path,
     monkeypatch.setattr(PreflightSteps, "on_train_begin", TrainerCallback.on_train_begin)
     found, plain = run(tmp_path / "plain", inputs, **sections)
     assert found.preflight is None
+    ours, theirs = weights(measured), weights(plain)
+    assert [name for name in theirs if not torch.equal(ours[name], theirs[name])] == []
+    assert losses(measured) == losses(plain)
+
+
+@pytest.mark.parametrize(
+    ("objective", "kind"), [("dpo", "preference"), ("orpo", "preference"), ("kto", "unpaired_preference")]
+)
+def test_a_preflight_leaves_no_trace_in_a_training_towards_preferences(tmp_path, inputs, monkeypatch, objective, kind):
+    inputs = {**inputs, "prepared": make_preferences(tmp_path / "prepared", inputs["base"], kind)}
+    training = {"objective": objective, "warmup_share": 0.0}
+    found, measured = run(tmp_path / "measured", inputs, training=training)
+    assert found.preflight.longest_steps == 3
+    monkeypatch.setattr(PreflightSteps, "on_train_begin", TrainerCallback.on_train_begin)
+    _, plain = run(tmp_path / "plain", inputs, training=training)
     ours, theirs = weights(measured), weights(plain)
     assert [name for name in theirs if not torch.equal(ours[name], theirs[name])] == []
     assert losses(measured) == losses(plain)
