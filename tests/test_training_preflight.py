@@ -104,7 +104,7 @@ def test_three_real_steps_take_the_longest_micro_batch_and_two_a_middle_one(tmp_
     monkeypatch.setattr(PreflightSteps, "_step", step)
     found, _ = run(tmp_path, inputs)
     longest = max(len(ids) for ids in load_rows_of(inputs))
-    assert seen[:3] == [(longest, 4, 2)] * 3
+    assert seen[:3] == [(longest, 4, 1), (longest, 4, 2), (longest, 4, 2)]
     assert seen[3] == seen[4]
     assert seen[3][0] < longest
     assert [set(steps) for steps in states] == [{1}, {2}, {3}, {4}, {5}]  # the optimizer really stepped
@@ -223,7 +223,7 @@ def test_no_step_begins_that_would_end_after_the_limit(tmp_path, inputs, monkeyp
 
     def slow_step(self, rows, micro_batches):
         begun.append(rows)
-        return preflight.StepSeconds(11.0, 0.0)  # two micro-batches a step: 22 s
+        return preflight.StepSeconds(11.0, 0.0)  # the next step, of two micro-batches, would take 22 s
 
     monkeypatch.setattr(PreflightSteps, "_step", slow_step)
     found, _ = run(tmp_path, inputs)

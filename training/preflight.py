@@ -22,7 +22,8 @@ from training.memory import peak_memory_bytes
 from tuneline.contracts.artifacts import Preflight
 
 LONGEST_STEPS = 3
-"""On the longest micro-batch: the first warms up, the second has gradients, moments and activations at once."""
+"""On the longest micro-batch: the first, of one alone, warms up; the second, of two where the training accumulates, has
+gradients, moments and activations at once."""
 MIDDLE_STEPS = 2
 """On the micro-batch whose time counts, the last one: on two cores the first one of a new length takes 30 % longer."""
 LIMIT_SECONDS = {"cuda": 120.0, "cpu": 20.0}
@@ -52,7 +53,8 @@ class Layout:
     @property
     def middle(self) -> Sequence[int]:
         """The micro-batch nearest to the mean: time being linear in tokens, it takes the mean time."""
-        return min(self.micro_batches, key=lambda micro_batch: abs(self.computed_tokens(micro_batch) - self.mean))
+        mean = self.mean
+        return min(self.micro_batches, key=lambda micro_batch: abs(self.computed_tokens(micro_batch) - mean))
 
     @property
     def mean(self) -> float:
@@ -116,7 +118,7 @@ class PreflightSteps(TrainerCallback):  # type: ignore[misc]  # transformers is 
         for rows in plan:
             if done and not self._may_go_on(started, done[-1], per_step):
                 break
-            seconds = self._step(rows, 2 if per_step > 1 else 1)
+            seconds = self._step(rows, 2 if done and per_step > 1 else 1)
             if seconds is None:
                 return None
             done.append(seconds)
