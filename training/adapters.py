@@ -1,13 +1,17 @@
 """What is trained: low-rank factors beside chosen weights (Hu et al. 2021, https://arxiv.org/abs/2106.09685)."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model
 from peft.tuners.lora import LoraLayer, ParamWrapper
+from peft.utils.integrations import dequantize_module_weight
 from torch import nn
 
+from training import pissa
+from training.pissa import ADAPTER
 from tuneline.contracts.adapter_spec import ALL_LINEAR, AdapterSpec
 from tuneline.contracts.errors import Problem, UserError
 from tuneline.contracts.targets import Adaptable, adapts_module, adapts_parameter, target_problems
@@ -16,8 +20,13 @@ WRAPPED = ".base_layer"
 """peft's name of what it put an adapter around; wrappers of several fused weights of a module are nested."""
 
 
-def add_adapter(model: Any, spec: AdapterSpec) -> Any:
+def add_adapter(model: Any, spec: AdapterSpec, start: Path) -> Any:
     """Put float32 low-rank factors beside the targets.
+
+    Args:
+        model: the frozen base.
+        spec: section `adapter`.
+        start: file of PiSSA's first factors, read when it is there and written when it is not.
 
     Raises:
         UserError: when a target matches nothing, cannot be adapted or passes fused experts by, and when peft adapted
@@ -29,6 +38,10 @@ def add_adapter(model: Any, spec: AdapterSpec) -> Any:
     config = lora_config(spec, available)
     adapted = get_peft_model(model, config)
     check_targets(adapted, spec, available)
+    if spec.initialisation == "pissa":
+        pissa.take_apart(adapted, start)
+    if spec.dora:
+        start_magnitudes(adapted)
     return adapted
 
 
@@ -79,6 +92,16 @@ def check_targets(model: Any, spec: AdapterSpec, available: Adaptable) -> None:
         raise UserError(problems)
 
 
+def start_magnitudes(model: Any) -> None:
+    """Start DoRA's magnitudes at the norms of the base's rows, so that the model starts at the base.
+
+    peft 0.21 computes them in the base's number format: in bfloat16, off by up to 0.4 %.
+    """
+    for _, layer in lora_layers(model):
+        weight = dequantize_module_weight(layer.get_base_layer()).float() + layer.get_delta_weight(ADAPTER).float()
+        layer.lora_magnitude_vector[ADAPTER].weight.data = torch.linalg.norm(weight, dim=1)
+
+
 def lora_layers(model: Any) -> Iterator[tuple[str, Any]]:
     """Yield every adapter's layer with its name in the base, which ends in `base_layer` for an inner one."""
     for name, module in model.get_base_model().named_modules():
@@ -108,8 +131,8 @@ def trainable_values(model: Any) -> Values:
 def put_back(values: Values) -> None:
     """Give parameters the values that `trainable_values` remembered.
 
-    TRL 1.16 casts the adapter of a quantised base to bfloat16 in its constructor: Adam's moments would follow, and the
-    magnitudes of DoRA would start off by up to 0.4 %.
+    TRL 1.16 casts the adapter of a quantised base to bfloat16 in its constructor: Adam's moments would follow, and
+    DoRA's magnitudes would be off by up to 0.4 %.
     """
     for parameter, value in values:
         parameter.data = value

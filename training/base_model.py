@@ -1,5 +1,6 @@
 """The base model in memory: loaded from files with an explicit dtype, and checked after."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ from transformers import AutoModelForCausalLM
 
 from training import nf4
 from training.precision import Precision
+from tuneline.contracts.errors import UserError
 
 
 def load_base(folder: Path, method: str, precision: Precision, attention: str, *, sharded: bool = False) -> Any:
@@ -22,6 +24,9 @@ def load_base(folder: Path, method: str, precision: Precision, attention: str, *
 
     Returns:
         The model in training mode; frozen unless the method is `full`.
+
+    Raises:
+        UserError: when the files lack a weight of the model or hold it in another shape: they are another model's.
     """
     options: dict[str, Any] = {"dtype": precision.frozen, "attn_implementation": attention, "local_files_only": True}
     if method == "qlora":
@@ -32,7 +37,10 @@ def load_base(folder: Path, method: str, precision: Precision, attention: str, *
         options["device_map"] = {"": torch.cuda.current_device() if precision.device == "cuda" else "cpu"}
     if method == "full":
         options["dtype"] = torch.float32
-    model = AutoModelForCausalLM.from_pretrained(folder, **options)
+    model, found = AutoModelForCausalLM.from_pretrained(
+        folder, output_loading_info=True, ignore_mismatched_sizes=True, **options
+    )
+    _check_loaded(folder, found)
     model.config.use_cache = False
     model.requires_grad_(method == "full")
     if method == "qlora" and precision.frozen != precision.stored:
@@ -46,6 +54,15 @@ def _widen(model: torch.nn.Module, dtype: torch.dtype) -> None:
     for parameter in model.parameters():
         if parameter.is_floating_point():
             parameter.data = parameter.data.to(dtype)
+
+
+def _check_loaded(folder: Path, found: Mapping[str, Any]) -> None:
+    """Refuse what transformers would fill with random numbers and a line in the log."""
+    wrong = [f"{name} is missing" for name in sorted(found["missing_keys"])]
+    wrong += [f"{name} is {tuple(theirs)} and not {tuple(ours)}" for name, theirs, ours in found["mismatched_keys"]]
+    if wrong:
+        what = f"the weights are not those of its config.json: {'; '.join(wrong[:3])} ({len(wrong)} tensors in all)"
+        raise UserError.of(what, f"model.base {folder}", "put config.json and *.safetensors of the same model together")
 
 
 def _assert_dtype(model: torch.nn.Module, dtype: torch.dtype) -> None:

@@ -83,11 +83,10 @@ def as_plain_lora(
     """
     plain = {}
     for name, tensor in state.items():
-        start = first[name].to(tensor.device)
         if name.endswith("lora_A.weight"):
-            tensor = torch.cat([tensor, start], dim=0)
+            tensor = torch.cat([tensor, first[name].to(tensor.device)], dim=0)
         elif name.endswith("lora_B.weight"):
-            tensor = torch.cat([tensor, -start], dim=1)
+            tensor = torch.cat([tensor, -first[name].to(tensor.device)], dim=1)
         plain[name] = tensor
     doubled = copy.deepcopy(config)
     doubled.init_lora_weights = True

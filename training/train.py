@@ -94,9 +94,7 @@ def _set_up(job: Job, plan: Plan) -> Setup:
     model = load_base(job.inputs["base"], spec.adapter.method, precision, attention, sharded=sharded)
     nf4_modules = nf4.quantised_modules(model)
     if spec.adapter.method != "full":
-        model = adapters.add_adapter(model, spec.adapter)
-    if spec.adapter.initialisation == "pissa":
-        pissa.take_apart(model, folder / pissa.START)
+        model = adapters.add_adapter(model, spec.adapter, folder / pissa.START)
     if PartialState().is_main_process:
         print(describe(coverage(model)), flush=True)
     batch_rows = plan.micro_batch_rows * plan.accumulation_steps * processes
