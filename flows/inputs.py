@@ -11,6 +11,7 @@ from tuneline.contracts.spec import RunSpec
 from tuneline.contracts.spec_loading import load_spec
 from tuneline.data.base_model import BaseModel, locate_base
 from tuneline.data.sources.identity import source_identity
+from tuneline.planning.run import check_adapter
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,9 @@ def open_inputs(config: str, overrides: Sequence[str], settings: Settings) -> In
     """
     spec = load_spec(Path(config), overrides)
     hashes = remembered_hashes(settings)
-    return Inputs(spec, locate_base(spec.model, hashes), hash_sources(spec, hashes))
+    base = locate_base(spec.model, hashes)
+    check_adapter(spec, base.path)
+    return Inputs(spec, base, hash_sources(spec, hashes))
 
 
 def remembered_hashes(settings: Settings) -> HashCache:

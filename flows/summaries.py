@@ -53,7 +53,8 @@ def _(record: Adapter) -> str:
     speed = record.train_tokens / record.train_seconds if record.train_seconds else 0.0
     rungs = f", out of memory {len(record.rungs)} x: {record.rungs[-1].action}" if record.rungs else ""
     return (
-        f"{record.method}, {record.optimizer_steps:,} steps, loss {record.first_loss:.3f} to {record.last_loss:.3f}, "
+        f"{record.method} on {_covered(record)}, {record.optimizer_steps:,} steps, "
+        f"loss {record.first_loss:.3f} to {record.last_loss:.3f}, "
         f"{speed:,.0f} tokens/s{resumed}{rungs}"
     )
 
@@ -113,6 +114,14 @@ def _(record: SmokeReport) -> str:
 @summarise.register
 def _(record: Release) -> str:
     return record.reason
+
+
+def _covered(record: Adapter) -> str:
+    """Say what share of the linear weights is adapted, and quantised where any is."""
+    weights = max(1, sum(line.parameters for line in record.coverage))
+    adapted = sum(line.adapted_parameters for line in record.coverage) / weights
+    quantised = sum(line.quantised_parameters for line in record.coverage) / weights
+    return f"{adapted:.0%} of the linear weights" + (f" ({quantised:.0%} in NF4)" if quantised else "")
 
 
 def count(number: float) -> str:

@@ -53,7 +53,9 @@ def test_a_written_starter_config_is_valid_and_never_overwritten(tmp_path: Path)
 
 def test_the_schema_is_what_an_editor_completes_from(tmp_path: Path) -> None:
     schema = json.loads(tuneline("schema", cwd=tmp_path).stdout)
-    assert schema["$defs"]["TrainingSpec"]["properties"]["learning_rate"]["description"].startswith("Peak learning rate;")
+    assert schema["$defs"]["TrainingSpec"]["properties"]["learning_rate"]["description"].startswith(
+        "Peak learning rate;"
+    )
 
 
 def test_validate_prints_every_mistake_without_a_traceback(tmp_path: Path) -> None:
@@ -90,6 +92,22 @@ def no_weights(project: Path) -> dict[str, str]:
     return {}
 
 
+def changed_base(project: Path, **change: object) -> dict[str, str]:
+    folder = make_tiny_base(project / "changed")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | change))
+    (project / "run.yaml").write_text("name: demo\nmodel: {base: changed}\ndata: {train: rows.jsonl}\n")
+    return {}
+
+
+def quantised_base(project: Path) -> dict[str, str]:
+    return changed_base(project, quantization_config={"quant_method": "awq", "bits": 4})
+
+
+def weights_of_another_model(project: Path) -> dict[str, str]:
+    return changed_base(project, num_hidden_layers=3)
+
+
 def no_prefect(_project: Path) -> dict[str, str]:
     return {"PREFECT_API_URL": f"http://127.0.0.1:{closed_port()}/api"}
 
@@ -117,6 +135,9 @@ def closed_port() -> int:
         (empty_file, ["data.train rows.jsonl: the file is empty"]),
         (no_base, ["model.base ./absent: no such folder"]),
         (no_weights, ["no *.safetensors weights", "the folder has no tokenizer"]),
+        (quantised_base, ["the weights are quantised already (awq)", "adapter.method qlora quantises it to NF4"]),
+        (weights_of_another_model, ["model.layers.2.self_attn.q_proj.weight is missing", "of the same model together"]),
+        (no_such_target, ["`q_prj` matches no linear module", "`lm_head` cannot be adapted"]),
         (no_prefect, ["Prefect at http://127.0.0.1:", "it does not answer"]),
         (no_mlflow, ["MLflow at http://127.0.0.1:", "it does not answer"]),
     ],
@@ -132,14 +153,21 @@ def test_bad_input_to_run_is_one_clear_message_and_nothing_is_made(
     assert not (project / "home" / "store").exists()
 
 
-def test_targets_that_match_nothing_are_refused_before_training(project: Path) -> None:
+@pytest.mark.parametrize("command", ["validate", "plan"])
+def test_targets_that_match_nothing_are_refused_at_the_door(project: Path, command: str) -> None:
     no_such_target(project)
-    shown = tuneline("run", "run.yaml", cwd=project)
+    shown = tuneline(command, "run.yaml", cwd=project)
     assert shown.returncode == 2, shown.stderr
-    assert "q_prj" in shown.stderr
-    assert "lm_head" in shown.stderr
+    assert "`q_prj` matches no linear module\n    did you mean `q_proj`?" in shown.stderr
+    assert "`lm_head` cannot be adapted" in shown.stderr
     assert "Traceback" not in shown.stderr
-    assert [path.name for path in (project / "home" / "store" / "artifacts").iterdir()] == ["prepare"]
+
+
+def test_an_adapter_that_vllm_refuses_is_said_to_be_served_merged(project: Path) -> None:
+    shown = tuneline("validate", "run.yaml", "--set", "adapter.dora=true", cwd=project)
+    assert (shown.returncode, "the adapter is served merged only: vLLM refuses DoRA" in shown.stdout) == (0, True)
+    planned = tuneline("plan", "run.yaml", "--set", "adapter.initialisation=pissa", cwd=project)
+    assert "served = merged only" in planned.stdout, planned.stderr
 
 
 def test_a_run_that_was_never_made_cannot_be_shown(tmp_path: Path) -> None:

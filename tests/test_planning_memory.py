@@ -11,6 +11,7 @@ from tuneline.planning.known_models import shape_of_known
 from tuneline.planning.layer_bytes import LAYER_BYTES
 from tuneline.planning.memory import MicroBatch, Recipe, kept_activation_bytes, training_memory
 from tuneline.planning.model_shape import ModelShape, shape_from_config
+from tuneline.planning.modules import FusedWeight
 
 QWEN3_8B = shape_of_known("Qwen/Qwen3-8B")
 LLAMA_70B = shape_of_known("meta-llama/Llama-3.3-70B-Instruct")
@@ -175,3 +176,49 @@ def test_a_layer_keeps_what_the_coefficients_say(key: str, targets: str | list[s
     short, long = (retained_bytes(2, tokens) - retained_bytes(1, tokens) for tokens in (64, 192))
     shape = shape_from_config("layer", {**config, "model_type": "qwen3", "num_hidden_layers": 1})
     assert (long - short) / 128 == pytest.approx(LAYER_BYTES[key].of(shape), rel=0.03)
+
+
+def test_dora_adds_a_magnitude_for_each_output_and_room_for_the_norms() -> None:
+    lora, dora = (recipe_of(QWEN3_8B, dora=on) for on in (False, True))
+    outputs = sum(module.out_features * module.count for module in QWEN3_8B.linears)
+    assert dora.trainable_parameters(QWEN3_8B) - lora.trainable_parameters(QWEN3_8B) == outputs
+    before, after = (training_memory(QWEN3_8B, recipe, batch_of(1024)).parts for recipe in (lora, dora))
+    # The largest of Qwen3-8B's modules maps 12,288 to 4,096.
+    assert "directions" not in before
+    assert after["directions"] == 4 * 12_288 * (12_288 + 4 * 4096)
+    assert after["adapters"] - before["adapters"] == 4 * outputs
+    assert after["activations"] > before["activations"]
+
+
+def test_dropout_under_dora_keeps_a_16_bit_copy_of_every_adapted_weight() -> None:
+    copies = [
+        training_memory(
+            QWEN3_8B, recipe_of(QWEN3_8B, dora=True, dropout=dropout, checkpointing=False), batch_of(1024)
+        ).parts["cast_copies"]
+        for dropout in (0.0, 0.05)
+    ]
+    assert copies[1] - copies[0] == 2 * QWEN3_8B.linear_parameters
+
+
+def test_pissa_counts_the_decomposition_where_it_is_more_than_a_step_takes() -> None:
+    shape = shape_from_config("tiny", TINY)
+    small = training_memory(shape, recipe_of(shape, pissa=True), MicroBatch(1, 1, 1))
+    large = training_memory(shape, recipe_of(shape, pissa=True), batch_of(8192))
+    assert small.parts["decomposition"] > 0
+    assert "decomposition" not in large.parts
+    moving = sum(size for name, size in small.parts.items() if name in {"activations", "loss_head", "cast_copies"})
+    assert small.parts["decomposition"] + moving == pytest.approx(4 * 4 * 192 * 512, abs=2)
+
+
+def test_adapted_experts_are_summed_with_their_updates_in_every_layer() -> None:
+    experts = tuple(
+        FusedWeight(f"model.layers.{layer}.mlp.experts.{name}", 8, inputs, outputs)
+        for layer in range(2)
+        for name, inputs, outputs in (("gate_up_proj", 64, 64), ("down_proj", 32, 64))
+    )
+    shape = replace(shape_from_config("tiny", TINY), layers=2, fused=experts)
+    recipe = recipe_of(shape, fused=experts, adapted=(), checkpointing=False)
+    parts = training_memory(shape, recipe, batch_of(64)).parts
+    weights = 2 * 8 * (64 * 64 + 32 * 64)
+    assert recipe.trainable_parameters(shape) == 16 * 8 * 2 * ((64 + 64) + (32 + 64))
+    assert parts["adapted_experts"] == 2 * (weights + 8 * 64 * 64)

@@ -7,6 +7,7 @@ import pytest
 from planning_cases import LLAMA2_7B, TINY
 from safetensors.numpy import save_file
 from tiny_model import make_tiny_base
+from tiny_moe import make_tiny_moe
 from torch import nn
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen3Config
 
@@ -98,7 +99,9 @@ def test_damaged_weights_name_their_file(tmp_path: Path) -> None:
     ("change", "message"),
     [
         ({"num_experts": 8}, "mixture of experts"),
-        ({"quantization_config": {"bits": 4}}, "quantised already"),
+        ({"quantization_config": {"bits": 4}}, r"quantised already \(quantization_config in config\.json\)"),
+        ({"quantization_config": {"quant_method": "gptq"}}, r"quantised already \(gptq\)"),
+        ({"quantization_config": {"quant_method": "fp8"}, "text_config": TINY}, r"quantised already \(fp8\)"),
         ({"model_type": "mamba"}, "model_type `mamba` cannot be counted"),
         ({"vocab_size": None}, "`vocab_size` is None"),
     ],
@@ -111,3 +114,56 @@ def test_what_cannot_be_planned_is_refused_with_its_reason(change: dict[str, obj
 def test_an_unknown_hub_name_says_how_to_get_its_shape() -> None:
     with pytest.raises(UserError, match=r"did you mean Qwen/Qwen3-8B\?.*hf download Qwen/Qwen3-80B"):
         shape_of_known("Qwen/Qwen3-80B")
+
+
+def test_a_mixture_has_the_modules_that_transformers_makes_of_its_files(tmp_path: Path) -> None:
+    folder = make_tiny_moe(tmp_path)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    shape = shape_of_folder(folder)
+    assert shape.parameters == model.num_parameters()
+    head = model.get_output_embeddings()
+    linears = {name for name, module in model.named_modules() if isinstance(module, nn.Linear) and module is not head}
+    assert set(shape.adaptable.linears) == linears
+    fused = {name: weight for name, weight in model.named_parameters() if weight.dim() == 3}
+    assert set(shape.adaptable.fused) == set(fused)
+    for weight in shape.fused:
+        assert (weight.experts, weight.out_features, weight.in_features) == tuple(fused[weight.path].shape)
+    on_disk = shape_of_folder(make_tiny_moe(tmp_path / "fused", fused_files=True))
+    assert sorted(on_disk.fused, key=str) == sorted(shape.fused, key=str)
+    # A token passes through the attention, two of four experts and the head.
+    active = shape.fused_parameters // 2
+    assert shape.matmul_parameters == shape.linear_parameters + active + shape.hidden_size * shape.vocab_size
+    assert shape.mlp_size == 2 * 32
+
+
+def test_mixtrals_names_are_those_that_transformers_gives_them() -> None:
+    block = "model.layers.0.block_sparse_moe"
+    tensors = {f"{block}.experts.{n}.{name}.weight": (8, 4) for n in range(3) for name in ("w1", "w3")}
+    tensors |= {f"{block}.experts.{n}.w2.weight": (4, 8) for n in range(3)} | {f"{block}.gate.weight": (3, 4)}
+    config = {**TINY, "model_type": "mixtral", "num_local_experts": 3, "num_experts_per_tok": 2}
+    shape = shape_from_config("mixtral", config, tensors)
+    assert {(weight.path, weight.experts, weight.in_features, weight.out_features) for weight in shape.fused} == {
+        ("model.layers.0.mlp.experts.gate_up_proj", 3, 4, 16),
+        ("model.layers.0.mlp.experts.down_proj", 3, 8, 4),
+    }
+    assert shape.linears == ()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_hidden_layers": 3}, r"model\.layers\.2\.self_attn\.q_proj\.weight is missing.*9 tensors"),
+        ({"num_hidden_layers": 1}, r"model\.layers\.1\.\S+ belongs to no layer.*9 tensors"),
+        ({"intermediate_size": 96}, r"gate_proj\.weight is \(128, 64\) and not \(96, 64\).*6 tensors"),
+        ({"vocab_size": 7}, r"embed_tokens\.weight is \(320, 64\) and not \(7, 64\)"),
+    ],
+)
+def test_weights_that_are_not_those_of_the_config_are_refused(
+    tmp_path: Path, change: dict[str, int], message: str
+) -> None:
+    folder = make_tiny_base(tmp_path / "base")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | change))
+    with pytest.raises(UserError, match=message) as error:
+        shape_of_folder(folder)
+    assert "same model together" in str(error.value)

@@ -144,11 +144,14 @@ def _idle_alternatives(pattern: str, paths: Sequence[str]) -> Iterator[str]:
 
 def _nearest(target: str, model: Adaptable) -> str:
     available = ", ".join(model.classes)
+    pattern = target.removeprefix(REGEX)
+    if target.startswith(REGEX) and any(re.search(pattern, path) for path in model.linears):
+        return f"it must match the whole name, as `{REGEX}.*{pattern}`"
     fused = FUSED_FROM.get(class_of(target))
     for name in model.fused_classes:
         if fused == class_of(name):
             return f"the experts are fused: add {name} to adapter.target_parameters; the model has {available}"
-    return f"{_did_you_mean(class_of(target.removeprefix(REGEX)), model.classes)}the model has {available}"
+    return f"{_did_you_mean(class_of(pattern), model.classes)}the model has {available}"
 
 
 def _did_you_mean(name: str, known: Sequence[str]) -> str:

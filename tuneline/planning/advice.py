@@ -40,7 +40,8 @@ def _changes(spec: RunSpec, shape: ModelShape, data: PreparedData, device: Devic
     if training.micro_batch_rows not in (None, 1) and fits("training", "micro_batch_rows", None):
         yield "leave training.micro_batch_rows out"
     for other in {"full": ("lora", "qlora"), "lora": ("qlora",), "qlora": ()}[method]:
-        if fits("adapter", "method", other):
+        apart = spec.adapter.initialisation == "pissa"  # which a 4-bit base cannot be taken
+        if not (other == "qlora" and apart) and fits("adapter", "method", other):
             yield f"adapter.method: {other}"
     if spec.budget.gpus > 1 and not training.fsdp and fits("training", "fsdp", True):
         yield "training.fsdp: true"
