@@ -47,7 +47,8 @@ def inputs(tmp_path_factory):
 def job_in(folder: Path, inputs, method: str = "lora") -> Job:
     # Dropout draws from torch's generator: equal bits need its state restored, too.
     training = {"checkpoint_every_optimizer_steps": EVERY}
-    return make_job("train", folder, inputs, adapter={"method": method, "dropout": 0.1}, training=training)
+    adapter = {"method": method} if method == "full" else {"method": method, "dropout": 0.1}
+    return make_job("train", folder, inputs, adapter=adapter, training=training)
 
 
 def ignore(_: ProgressEvent) -> None:
