@@ -73,7 +73,7 @@ def test_labelled_answers_cost_three_forward_passes_more_and_the_odds_ratio_none
     even = data_of(960, mean=100, longest=100)  # no padding, which is more where answers are not batched by length
     labelled = plan_of(even.model_copy(update={"kind": "unpaired_preference", "desirable_rows": 480}))
     single = plan_of(even)
-    assert labelled.tokens_per_second.expected / single.tokens_per_second.expected == pytest.approx(4 / 10, rel=0.01)
+    assert labelled.tokens_per_second.expected / single.tokens_per_second.expected == pytest.approx(4 / 10, rel=0.02)
     dpo, orpo = (plan_of(rows_of("preference"), training={"objective": name}) for name in ("dpo", "orpo"))
     assert orpo.hours.expected / dpo.hours.expected == pytest.approx(4 / 6, rel=0.01)
 
