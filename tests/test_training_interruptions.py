@@ -120,10 +120,10 @@ def test_a_preempted_training_resumes_to_the_bits_of_an_uninterrupted_one(tmp_pa
 
 def test_a_torn_checkpoint_is_passed_over_for_the_newest_whole_one(tmp_path, preempted, inputs, uninterrupted, capsys):
     shutil.copytree(preempted[0], tmp_path / "out")
-    torn = tmp_path / "out" / checkpoints.FOLDER / "checkpoint-13" / "optimizer.pt"
+    torn = tmp_path / "out" / checkpoints.FOLDER / "step-13" / "optimizer.pt"
     torn.write_bytes(torn.read_bytes()[:-1])
     adapter = train(job_in(tmp_path / "out", inputs), ignore)
-    assert "checkpoint-13 is torn" in capsys.readouterr().out
+    assert "step-13 is torn" in capsys.readouterr().out
     assert adapter.resumed_from_step == 10
     assert logged_steps(tmp_path / "out") == list(range(1, STEPS + 1))
     assert_same_bits(tmp_path / "out", uninterrupted[1])
@@ -132,7 +132,7 @@ def test_a_torn_checkpoint_is_passed_over_for_the_newest_whole_one(tmp_path, pre
 @pytest.mark.parametrize("damage", ["no manifest", "flipped bit", "missing file"])
 def test_no_torn_checkpoint_is_ever_used(tmp_path, preempted, damage):
     shutil.copytree(preempted[0] / checkpoints.FOLDER, tmp_path / "saved")
-    newest = tmp_path / "saved" / "checkpoint-13"
+    newest = tmp_path / "saved" / "step-13"
     weight_file = newest / "adapter_model.safetensors"
     match damage:
         case "no manifest":
@@ -144,7 +144,7 @@ def test_no_torn_checkpoint_is_ever_used(tmp_path, preempted, damage):
         case "missing file":
             weight_file.unlink()
     found = checkpoints.newest_whole(tmp_path / "saved")
-    assert found is not None and found[0].name == "checkpoint-10"
+    assert found is not None and found[0].name == "step-10"
     assert not newest.exists()
 
 
@@ -156,8 +156,8 @@ def test_the_loss_is_looked_at_before_every_save():
 
 
 def test_no_more_checkpoints_are_kept_than_asked_for(preempted):
-    names = sorted(path.name for path in (preempted[0] / checkpoints.FOLDER).glob("checkpoint-*"))
-    assert names == ["checkpoint-10", "checkpoint-13"]
+    names = sorted(path.name for path in (preempted[0] / checkpoints.FOLDER).glob("step-*"))
+    assert names == ["step-10", "step-13"]
 
 
 def test_a_full_training_resumes_to_the_same_bits(tmp_path, inputs):

@@ -151,7 +151,7 @@ def test_a_training_over_budget_is_refused_before_its_first_step_with_every_limi
     assert where == {"budget.max_hours", "budget.max_memory_gib"}
     assert refused.value.exit_code == 2
     assert {event.done for event in events} == {0}
-    assert not list((tmp_path / "out").rglob("checkpoint-*"))
+    assert not list((tmp_path / "out").rglob("step-*"))
     accepted, _ = run(tmp_path, inputs)  # the budget raised: nothing stands in its way
     assert accepted.optimizer_steps == 12
 

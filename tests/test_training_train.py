@@ -142,7 +142,7 @@ def test_a_loss_that_is_no_number_stops_the_training_as_diverged_and_leaves_no_c
         run(tmp_path, {**inputs, "base": broken}, training={"checkpoint_every_optimizer_steps": 1})
     assert stop.value.result.status is JobStatus.DIVERGED
     assert (stop.value.result.steps_done, stop.value.result.steps_planned) == (1, 12)
-    assert not list((tmp_path / "out" / "checkpoints").glob("checkpoint-*"))
+    assert not list((tmp_path / "out" / "checkpoints").glob("step-*"))
 
 
 def test_the_saved_adapter_is_what_peft_loads(tmp_path, inputs):

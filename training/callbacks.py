@@ -1,20 +1,20 @@
-"""What happens between optimizer steps: progress out, divergence noticed, checkpoints sealed, SIGTERM obeyed."""
+"""What happens between optimizer steps: progress out, checkpoints sealed, SIGTERM obeyed."""
 
-import math
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any, Literal, Self
 
-import torch
+from accelerate import PartialState
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from training import checkpoints
 from training.memory import peak_memory_bytes
 from training.metrics import StepMetrics, append, preference_figures
+from training.ranks import any_rank
 from tuneline.contracts.jobs import JobInterrupted, JobStatus, ProgressEvent, Reporter
 
 
@@ -52,18 +52,9 @@ class StopOnPreemption(TrainerCallback):  # type: ignore[misc]  # transformers i
 
     def on_step_end(self, args: TrainingArguments, _: TrainerState, control: TrainerControl, **__: Any) -> None:
         """Ask for a checkpoint and the end."""
-        if _any_rank(self._preemption.requested, args):
+        if any_rank(self._preemption.requested, args.device, args.world_size):
             control.should_save = True
             control.should_training_stop = True
-
-
-def _any_rank(flag: bool, args: TrainingArguments) -> bool:
-    """Agree on a flag: a rank that stops alone leaves the others waiting in a collective for ever."""
-    if args.world_size == 1:
-        return flag
-    shared = torch.tensor(float(flag), device=args.device)
-    torch.distributed.all_reduce(shared, op=torch.distributed.ReduceOp.MAX)
-    return bool(shared.item())
 
 
 @dataclass(frozen=True)
@@ -75,7 +66,7 @@ class Peak:
 
 
 class Progress(TrainerCallback):  # type: ignore[misc]  # transformers is untyped here
-    """Writes each logged step to the metrics file and to the flow, and stops a training whose loss is no number."""
+    """Writes each logged step to the metrics file and to the flow."""
 
     def __init__(
         self,
@@ -84,6 +75,7 @@ class Progress(TrainerCallback):  # type: ignore[misc]  # transformers is untype
         tokens_after_step: Sequence[int],
         seconds_before: float,
         peak: Peak | None = None,
+        held_out: Callable[[int], Mapping[str, float]] = lambda _: {},
     ) -> None:
         """Write for a training that an earlier attempt has worked on for `seconds_before`.
 
@@ -93,9 +85,10 @@ class Progress(TrainerCallback):  # type: ignore[misc]  # transformers is untype
             tokens_after_step: of all ranks; index 0 is before the first step.
             seconds_before: 0 on a fresh start.
             peak: speed of all devices together, where it is known.
+            held_out: gives the held-out loss of a step at which it was measured.
         """
         self._report = report
-        self._peak = peak
+        self._peak, self._held_out = peak, held_out
         self._metrics = metrics
         self._tokens_after_step = tokens_after_step
         self._seconds_before = seconds_before
@@ -117,17 +110,10 @@ class Progress(TrainerCallback):  # type: ignore[misc]  # transformers is untype
     def on_log(
         self, args: TrainingArguments, state: TrainerState, _: TrainerControl, logs: dict[str, Any], **__: Any
     ) -> None:
-        """Record the mean loss since the last logged step.
-
-        Raises:
-            JobInterrupted: when it, or the gradient's norm, is NaN or infinite.
-        """
+        """Record the mean loss since the last logged step."""
         if "loss" not in logs:  # the summary at the end of a training
             return
         row = self._row(state.global_step, logs, peak_memory_bytes(args.device.type))
-        if not (math.isfinite(row.loss) and math.isfinite(row.grad_norm)):
-            detail = f"loss {row.loss}, gradient norm {row.grad_norm} at step {row.step}: lower training.learning_rate"
-            raise JobInterrupted(JobStatus.DIVERGED, detail, row.step, state.max_steps)
         if state.is_world_process_zero:
             append(self._metrics, row)
             self._report(ProgressEvent(done=row.step, planned=state.max_steps, unit="steps", metrics=row.figures))
@@ -149,6 +135,7 @@ class Progress(TrainerCallback):  # type: ignore[misc]  # transformers is untype
             seconds_left=(read[-1] - read[step]) * seconds_per_token,
             peak_memory_bytes=memory_bytes,
             **({self._peak.field: rate / self._peak.tokens_per_second} if self._peak else {}),
+            **self._held_out(step),
             **preference_figures(logs),
         )
 
@@ -159,13 +146,21 @@ class SealCheckpoints(TrainerCallback):  # type: ignore[misc]  # transformers is
     transformers' own `save_total_limit` deletes before the new folder is known to be whole.
     """
 
-    def __init__(self, folder: Path, keep: int, progress: Progress) -> None:
-        self._folder = folder
-        self._keep = keep
-        self._progress = progress
+    def __init__(
+        self,
+        folder: Path,
+        keep: int,
+        progress: Progress,
+        facts: Mapping[str, str],
+        best_step: Callable[[], int | None] = lambda: None,
+    ) -> None:
+        """Seal what is saved in `folder`; `best_step` names a checkpoint that stays beside the newest `keep`."""
+        self._folder, self._keep, self._progress = folder, keep, progress
+        self._facts, self._best_step = facts, best_step
 
     def on_save(self, _args: TrainingArguments, state: TrainerState, _: TrainerControl, **__: Any) -> None:
-        """Write the manifest of the checkpoint of this step."""
+        """Seal the checkpoint of this step, once every rank has written its part."""
+        PartialState().wait_for_everyone()
         if state.is_world_process_zero:
-            checkpoints.seal(self._folder / f"{checkpoints.PREFIX}{state.global_step}", self._progress.seconds)
-            checkpoints.prune(self._folder, self._keep)
+            checkpoints.seal(self._folder, state.global_step, self._progress.seconds, self._facts)
+            checkpoints.prune(self._folder, self._keep, self._best_step())

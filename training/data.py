@@ -42,18 +42,32 @@ class TrainingRows:
     """Index 0 is before the first step."""
     row_tokens: tuple[int, ...]
     """Tokens of each row."""
+    ids: Any
+    """`datasets.Dataset` of the rows' ids, in reading order."""
+
+    def row_ids(self, after_step: int, to_step: int) -> list[str]:
+        """Name the rows that are read after one optimizer step up to the end of another."""
+        per_step = len(self.ids) // (len(self.tokens_after_step) - 1)
+        names: list[str] = self.ids[after_step * per_step : to_step * per_step]["row_id"]
+        return names
 
 
 def load_rows(prepared: Path, steps: int, batch_rows: int, seed: int, objective: Objective = "sft") -> TrainingRows:
     """Read the prepared training rows and lay them out for `steps` optimizer steps of `batch_rows` rows."""
-    stored = Dataset.from_file(str(prepared / PreparedData.TRAIN)).select_columns(COLUMNS[objective])
+    everything = Dataset.from_file(str(prepared / PreparedData.TRAIN))
+    stored = everything.select_columns(COLUMNS[objective])
     texts = [name for name in COLUMNS[objective] if name.endswith("input_ids")]
     lengths = [sum(map(len, row)) for row in zip(*(stored[name] for name in texts), strict=True)]
     # Where the length goes with the label, batches of like length would hold wanted answers only, or unwanted ones.
     order = reading_order(lengths, steps, batch_rows, seed, 1 if objective == "kto" else POOL_BATCHES)
     per_step = [sum(lengths[row] for row in batch) for batch in _cut(order, batch_rows)]
     laid_out = with_partners(stored, order, batch_rows) if objective == "kto" else stored.select(order)
-    return TrainingRows(laid_out, tuple(accumulate(per_step, initial=0)), tuple(lengths[row] for row in order))
+    return TrainingRows(
+        dataset=laid_out,
+        tokens_after_step=tuple(accumulate(per_step, initial=0)),
+        row_tokens=tuple(lengths[row] for row in order),
+        ids=everything.select_columns(["row_id"]).select(order),
+    )
 
 
 def reading_order(

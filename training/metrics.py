@@ -29,6 +29,8 @@ class StepMetrics(Record):
     """Of the GPUs' dense peak (MFU), 4N operations a token: an adapter, whose base needs no weight gradients."""
     share_of_peak_6n: float | None = None
     """The same for a full training; both are None on a CPU, whose peak nobody states."""
+    held_out_loss: float | None = None
+    """Where it was measured at this step."""
     reward_chosen: float | None = None
     """Under a preference objective: mean log-ratio to the reference of the better answers, times beta."""
     reward_rejected: float | None = None

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -10,16 +11,22 @@ from accelerate import PartialState
 from transformers import AutoTokenizer, PrinterCallback, set_seed
 
 from training import adapters, admission, checkpoints, metrics, nf4, pissa, weights
+from training import held_out as held_out_loss
 from training.attention import training_attention
 from training.base_model import load_base
 from training.callbacks import Peak, Preemption, Progress, SealCheckpoints, StopOnPreemption
 from training.coverage import coverage, describe
 from training.data import TrainingRows, load_rows
+from training.device import device_watched
+from training.facts import facts_of
+from training.held_out import HeldOutLoss
 from training.memory import memory_watched, peak_memory_bytes
 from training.movement import Movement
 from training.objectives import arguments_of, make_engine
 from training.precision import Precision, choose_precision, has_fast_bfloat16, training_device, use_granted_threads
 from training.preflight import PreflightSteps
+from training.stall import StallWatch
+from training.watchdogs import Watchdogs
 from tuneline.contracts.artifacts import Adapter, Plan, Preflight, PreparedData
 from tuneline.contracts.jobs import Job, JobInterrupted, JobStatus, ProgressEvent, Reporter
 from tuneline.contracts.ladder import plan_on, read_ladder
@@ -39,6 +46,8 @@ class Setup:
     rows: TrainingRows
     nf4_modules: tuple[str, ...]
     precision: Precision
+    facts: Mapping[str, str]
+    """What its weights depend on."""
 
 
 @dataclass(frozen=True)
@@ -61,21 +70,28 @@ def train(job: Job, report: Reporter) -> Adapter:
     plan = plan_on(read_record(job.inputs["plan"], Plan), read_ladder(job.out_dir))
     with Preemption(plan.optimizer_steps) as preemption:
         setup = _set_up(job, plan)
-        start = _find_start(job.out_dir)
+        start = _find_start(job.out_dir, setup.facts)
         note = f"resumed from step {start.step}" if start.checkpoint else "preflight: measuring memory and speed"
         report(ProgressEvent(done=start.step, planned=plan.optimizer_steps, unit="steps", note=note))
-        progress = _progress(job, plan, setup, start, report)
-        trainer = _trainer(job, setup, progress, preemption)
+        held_out = _held_out(job, setup)
+        progress = _progress(job, plan, setup, start, report, held_out)
+        stall = StallWatch()
+        trainer = _trainer(job, setup, progress, preemption, held_out, stall)
         _measure_first(job, plan, trainer, setup.rows, report, preemption)
         preemption.in_steps = True
 
         def out_of_memory(step: int) -> None:
             report(ProgressEvent(done=step, planned=plan.optimizer_steps, unit="steps", note="out of memory"))
 
-        with memory_watched(lambda: trainer.state.global_step, plan.optimizer_steps, out_of_memory):
+        def steps_done() -> int:
+            return int(trainer.state.global_step)
+
+        planned = plan.optimizer_steps
+        with stall, device_watched(steps_done, planned), memory_watched(steps_done, planned, out_of_memory):
             trainer.train(resume_from_checkpoint=str(start.checkpoint) if start.checkpoint else None)
-        _check_end(trainer.state.global_step, plan.optimizer_steps, preemption)
-        return _finish(job, trainer, setup, progress.seconds, start.step)
+        if not held_out.stopped_early:
+            _check_end(trainer.state.global_step, plan.optimizer_steps, preemption)
+        return _finish(job, trainer, setup, progress.seconds, start.step, held_out)
 
 
 def _set_up(job: Job, plan: Plan) -> Setup:
@@ -103,29 +119,43 @@ def _set_up(job: Job, plan: Plan) -> Setup:
     if objective in WITH_REFERENCE and spec.adapter.method == "full":
         reference = load_base(job.inputs["base"], "full", precision, attention, sharded=sharded)
         reference.requires_grad_(False).eval()
-    return Setup(objective, model, reference, arguments, rows, nf4_modules, precision)
+    facts = facts_of(spec, plan, prepared)
+    return Setup(objective, model, reference, arguments, rows, nf4_modules, precision, facts)
 
 
-def _find_start(out_dir: Path) -> Start:
+def _find_start(out_dir: Path, facts: Mapping[str, str]) -> Start:
+    folder = out_dir / checkpoints.FOLDER
     with PartialState().main_process_first():  # one rank deletes what is torn before the others look
-        found = checkpoints.newest_whole(out_dir / checkpoints.FOLDER)
+        found = checkpoints.newest_whole(folder)
+    if found:
+        checkpoints.check_same_training(found[1], facts, folder)
     start = Start(found[0], found[1].step, found[1].train_seconds) if found else Start()
     if PartialState().is_main_process:
         metrics.forget_after(out_dir / Adapter.METRICS, start.step)
+        held_out_loss.forget_after(out_dir, start.step)
+    PartialState().wait_for_everyone()
     return start
 
 
-def _progress(job: Job, plan: Plan, setup: Setup, start: Start, report: Reporter) -> Progress:
+def _held_out(job: Job, setup: Setup) -> HeldOutLoss:
+    asked = job.spec.training.held_out_loss_every_optimizer_steps is not None
+    batches = held_out_loss.read_batches(job.inputs["prepared"]) if asked else []
+    return HeldOutLoss(job.spec.training, batches, setup.precision, job.out_dir)
+
+
+def _progress(job: Job, plan: Plan, setup: Setup, start: Start, report: Reporter, held_out: HeldOutLoss) -> Progress:
     peak = None
     if setup.precision.device == "cuda" and plan.peak_flops_per_second:
         field: Literal["share_of_peak_4n", "share_of_peak_6n"]
         field = "share_of_peak_6n" if job.spec.adapter.method == "full" else "share_of_peak_4n"
         peak = Peak(plan.peak_flops_per_second / plan.model_flops_per_token, field)
     metrics_file = job.out_dir / Adapter.METRICS
-    return Progress(report, metrics_file, setup.rows.tokens_after_step, start.train_seconds, peak)
+    return Progress(report, metrics_file, setup.rows.tokens_after_step, start.train_seconds, peak, held_out.at)
 
 
-def _trainer(job: Job, setup: Setup, progress: Progress, preemption: Preemption) -> Any:
+def _trainer(
+    job: Job, setup: Setup, progress: Progress, preemption: Preemption, held_out: HeldOutLoss, stall: StallWatch
+) -> Any:
     tokenizer = AutoTokenizer.from_pretrained(job.inputs["prepared"] / PreparedData.TOKENIZER)
     if tokenizer.pad_token_id is None:  # any token serves: padding is masked, and its label ignored
         tokenizer.pad_token = tokenizer.eos_token
@@ -142,14 +172,22 @@ def _trainer(job: Job, setup: Setup, progress: Progress, preemption: Preemption)
         callbacks=[
             Movement(),
             StopOnPreemption(preemption),
+            held_out,  # before what logs its figure and saves its best
+            _watchdogs(job, setup),  # before what logs: a loss that is no number is no metric
             progress,
-            SealCheckpoints(folder, job.spec.training.keep_checkpoints, progress),
+            SealCheckpoints(folder, job.spec.training.keep_checkpoints, progress, setup.facts, held_out.best_step),
+            stall,
         ],
     )
     adapters.put_back(before)
     trainer.remove_callback(PrinterCallback)  # `progress` says it all, in the metrics file
     trainer.up_ratio = job.spec.adapter.lora_plus_ratio
     return trainer
+
+
+def _watchdogs(job: Job, setup: Setup) -> Watchdogs:
+    history = metrics.read(job.out_dir / Adapter.METRICS)
+    return Watchdogs(job.out_dir, setup.rows.row_ids, history, stop=job.spec.training.watchdogs == "stop")
 
 
 def _measure_first(
@@ -177,7 +215,15 @@ def _check_end(done: int, planned: int, preemption: Preemption) -> None:
         raise JobInterrupted(JobStatus.FAILED, f"training stopped at step {done} of {planned}", done, planned)
 
 
-def _finish(job: Job, trainer: Any, setup: Setup, train_seconds: float, resumed_from_step: int) -> Adapter:
+def _finish(
+    job: Job, trainer: Any, setup: Setup, train_seconds: float, resumed_from_step: int, held_out: HeldOutLoss
+) -> Adapter:
+    last_step = trainer.state.global_step
+    found = held_out_loss.summary_of(held_out.points, job.spec.training, last_step)
+    if found and found.weights_of_step != last_step:
+        best = checkpoints.at_step(job.out_dir / checkpoints.FOLDER, found.weights_of_step)
+        trainer.state.best_model_checkpoint = str(best)
+        trainer._load_best_model()
     model = trainer.accelerator.unwrap_model(trainer.model)
     folder = job.out_dir / Adapter.WEIGHTS
     preflight, ladder = admission.read_kept(job.out_dir), read_ladder(job.out_dir)
@@ -192,8 +238,8 @@ def _finish(job: Job, trainer: Any, setup: Setup, train_seconds: float, resumed_
     logged = metrics.read(job.out_dir / Adapter.METRICS)
     return Adapter(
         method=job.spec.adapter.method,
-        optimizer_steps=trainer.state.global_step,
-        train_tokens=setup.rows.tokens_after_step[-1],
+        optimizer_steps=last_step,
+        train_tokens=setup.rows.tokens_after_step[last_step],
         train_seconds=train_seconds,
         first_loss=logged[0].loss,
         last_loss=logged[-1].loss,
@@ -204,4 +250,5 @@ def _finish(job: Job, trainer: Any, setup: Setup, train_seconds: float, resumed_
         weights_sha256=weights.weights_sha256(folder),
         preflight=preflight,
         rungs=ladder.rungs,
+        held_out=found,
     )

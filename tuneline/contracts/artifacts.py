@@ -170,6 +170,24 @@ class ModuleCoverage(Record):
         return self.quantised_parameters / self.parameters if self.parameters else 0.0
 
 
+class HeldOutPoint(Record):
+    """The held-out loss at an optimizer step, in nats per learned token."""
+
+    step: int
+    loss: float
+
+
+class HeldOut(Record):
+    """What measuring the held-out loss while training led to."""
+
+    first_loss: float
+    best: HeldOutPoint
+    last: HeldOutPoint
+    weights_of_step: int
+    """Optimizer step whose weights were handed on."""
+    stopped_early: bool
+
+
 class Adapter(Record):
     """What training made: a PEFT folder, or every weight when the method is `full`."""
 
@@ -193,6 +211,8 @@ class Adapter(Record):
     """Absent where not one step could be measured, because a loss or gradient was no number."""
     rungs: tuple[MemoryRung, ...] = ()
     """What running out of memory made of the plan, in order."""
+    held_out: HeldOut | None = None
+    """Absent where the config asks for no measurements."""
 
 
 class Certificate(Record):
