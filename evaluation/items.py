@@ -28,7 +28,8 @@ class ItemResult(Record):
     """Generated text without its stop token; absent when only losses are measured."""
     expected: str
     metrics: dict[str, float]
-    """0 or 1 under each name of `evaluation.metrics`; empty when only losses are measured."""
+    """0 or 1 under each name of `evaluation.metrics`, unless only losses are measured; for a pair also under
+    `preference_accuracy`: whether the better answer is the more probable one."""
     stopped: bool | None
     """Whether a stop token ended the answer within `max_new_tokens`; absent when only losses are measured."""
     new_tokens: int

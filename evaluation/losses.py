@@ -8,10 +8,12 @@ import torch
 from transformers import PreTrainedModel
 
 from evaluation.batching import OnDone, batches_by_length, halving, unheard
-from tuneline.contracts.records import IGNORED_LABEL
+from tuneline.contracts.records import IGNORED_LABEL, PreparedItem
 
 TOKEN_BUDGET = 4096
 """Tokens of one forward pass: with a vocabulary of 152k, 1.2 GB of bf16 logits when every token is learned."""
+
+PREFERENCE = "preference_accuracy"
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,31 @@ def answer_losses(
 ) -> list[AnswerLoss]:
     """Measure the loss of each row's learned tokens; `on_done` hears how many rows each batch finished."""
     return [AnswerLoss(-fsum(values), len(values)) for values in learned_logprobs(model, rows, on_done)]
+
+
+def preferences(
+    model: PreTrainedModel, items: Sequence[PreparedItem], chosen: Sequence[AnswerLoss]
+) -> list[dict[str, float]]:
+    """Say of each pair whether the model gives its better answer the higher probability, as a whole.
+
+    Args:
+        model: a causal language model from `load_model`.
+        items: a suite's items.
+        chosen: the losses of their better answers.
+
+    Returns:
+        `preference_accuracy` of each item, 0 or 1; nothing for an item that is no pair.
+    """
+    pairs = [
+        LabelledTokens(item.rejected_input_ids, item.rejected_labels)
+        for item in items
+        if item.rejected_input_ids is not None and item.rejected_labels is not None
+    ]
+    if not pairs:
+        return [{} for _ in items]
+    assert len(pairs) == len(items), "a suite holds rows of one kind"
+    rejected = answer_losses(model, pairs)
+    return [{PREFERENCE: float(one.nll < other.nll)} for one, other in zip(chosen, rejected, strict=True)]
 
 
 def learned_logprobs(

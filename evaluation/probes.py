@@ -1,10 +1,11 @@
 """Questions for the served image, with what the merged model answers in the dtype that is served."""
 
+import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from pydantic import TypeAdapter
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from evaluation.generation import Limits, greedy_answers
 from evaluation.losses import LabelledTokens, learned_logprobs
@@ -12,6 +13,10 @@ from tuneline.contracts.records import IGNORED_LABEL, Message, PreparedItem, Pro
 
 ANSWER_TOKENS = 64
 """Longest answer of a probe; later tokens add little to the comparison, and each costs time on the server."""
+OPENING_TOKENS = 32
+"""Of a plain text, so many are asked."""
+NO_MESSAGES = "[]"
+"""`PreparedItem.messages` of a plain text."""
 
 
 def make_probes(model: PreTrainedModel, items: Sequence[PreparedItem], count: int, limits: Limits) -> list[Probe]:
@@ -35,6 +40,19 @@ def make_probes(model: PreTrainedModel, items: Sequence[PreparedItem], count: in
         )
         for item, ids, values in zip(chosen, answers, logprobs, strict=True)
     ]
+
+
+def as_questions(items: Sequence[PreparedItem], tokenizer: PreTrainedTokenizerBase) -> list[PreparedItem]:
+    """Turn plain texts into messages that begin as they do, so that a served model can be asked; others stay."""
+    return [item if item.messages != NO_MESSAGES else _question(item, tokenizer) for item in items]
+
+
+def _question(item: PreparedItem, tokenizer: PreTrainedTokenizerBase) -> PreparedItem:
+    opening = str(tokenizer.decode(item.input_ids[:OPENING_TOKENS], skip_special_tokens=True))
+    messages = [{"role": "user", "content": opening}]
+    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    prompt_ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return item.model_copy(update={"messages": json.dumps(messages), "prompt_ids": prompt_ids})
 
 
 def spread(total: int, count: int) -> list[int]:

@@ -51,7 +51,7 @@ def choose_samples(items: Sequence[ItemResult], gate_metric: str) -> SampleSet |
     """
     by_row: dict[str, dict[str, ItemResult]] = {}
     for item in items:
-        if item.suite == TARGET and item.metrics:
+        if item.suite == TARGET and item.metrics and item.answer is not None:
             by_row.setdefault(item.row_id, {})[item.model] = item
     rows = [answers for answers in by_row.values() if BASE in answers and CANDIDATE in answers]
     if not rows:

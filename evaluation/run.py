@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -14,8 +14,8 @@ from evaluation.batching import OnDone
 from evaluation.generation import Generated, Limits, greedy_answers
 from evaluation.items import BASE, CANDIDATE, CHAMPION, ItemResult, prompt_sha256, write_items
 from evaluation.loading import context_tokens, load_model, served_dtype
-from evaluation.losses import AnswerLoss, LabelledTokens, answer_losses
-from evaluation.probes import make_probes, write_probes
+from evaluation.losses import AnswerLoss, LabelledTokens, answer_losses, preferences
+from evaluation.probes import as_questions, make_probes, write_probes
 from evaluation.scoring import METRICS, summarise
 from evaluation.suites import Draw, Suite, read_suites
 from tuneline.contracts.artifacts import EvalReport, MergedModel, PreparedData
@@ -109,7 +109,8 @@ def _examine(name: str, folder: Path, exam: Exam, progress: Progress, out_dir: P
         for suite in exam.suites
     ]
     if name == CANDIDATE:
-        probes = make_probes(model, exam.suites[0].items, exam.spec.serving.probes, exam.limits)
+        questions = as_questions(exam.suites[0].items, exam.tokenizer)
+        probes = make_probes(model, questions, exam.spec.serving.probes, exam.limits)
         write_probes(out_dir / EvalReport.PROBES, probes)
     return results
 
@@ -125,14 +126,21 @@ def examine_suite(name: str, model: PreTrainedModel, suite: Suite, exam: Exam, o
     else:
         losses = answer_losses(model, rows, on_done)
         answers = [None] * len(rows)
+    preferred = preferences(model, suite.items, losses)
     return [
-        _result(name, suite.name, item, loss, answer, exam)
-        for item, loss, answer in zip(suite.items, losses, answers, strict=True)
+        _result(name, suite.name, *measured, exam)
+        for measured in zip(suite.items, losses, answers, preferred, strict=True)
     ]
 
 
 def _result(
-    name: str, suite: str, item: PreparedItem, loss: AnswerLoss, answer: Generated | None, exam: Exam
+    name: str,
+    suite: str,
+    item: PreparedItem,
+    loss: AnswerLoss,
+    answer: Generated | None,
+    preferred: Mapping[str, float],
+    exam: Exam,
 ) -> ItemResult:
     text = _text(answer, exam.tokenizer) if answer else None
     metrics = exam.spec.evaluation.metrics if text is not None else ()
@@ -143,7 +151,7 @@ def _result(
         model=name,
         answer=text,
         expected=item.answer,
-        metrics={metric: float(METRICS[metric](text or "", item.answer)) for metric in metrics},
+        metrics={metric: float(METRICS[metric](text or "", item.answer)) for metric in metrics} | dict(preferred),
         stopped=answer.stopped if answer else None,
         new_tokens=len(answer.token_ids) if answer else 0,
         nll=loss.nll,

@@ -20,7 +20,7 @@ SOURCES: Final = {TARGET: "data.held_out (or data.held_out_share)", RETENTION: "
 
 @dataclass(frozen=True)
 class Suite:
-    """The items of `target` or `retention`."""
+    """The items of `target` or `retention` whose answer is wanted."""
 
     name: str
     items: tuple[PreparedItem, ...]
@@ -68,7 +68,9 @@ def _read(file: Path, name: str) -> Suite:
     if not file.is_file():  # prepare writes none for a set without rows
         return Suite(name, ())
     rows = Dataset.from_file(str(file)).select_columns(list(PreparedItem.model_fields))
-    return Suite(name, tuple(PreparedItem.model_validate(row) for row in rows))
+    # An answer that is not wanted is none that a model should give: its loss may rise, and ought to.
+    wanted = (row for row in rows if row["desirable"] is not False)
+    return Suite(name, tuple(PreparedItem.model_validate(row) for row in wanted))
 
 
 def _problems(suite: Suite, context_tokens: int) -> Iterator[Problem]:
