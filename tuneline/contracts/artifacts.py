@@ -258,7 +258,8 @@ class SuiteScore(Record):
     suite: str
     items: int
     metrics: dict[str, float]
-    """Means over the items: `exact_match`, `json_validity`, `stopped`; `held_out_loss` in nats per answer token."""
+    """Means over the items: `exact_match`, `json_validity`, `preference_accuracy`, `stopped`; `held_out_loss` in nats
+    per answer token."""
 
 
 class EvalReport(Record):
