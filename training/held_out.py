@@ -97,7 +97,7 @@ def _nll(model: Any, batch: Batch) -> torch.Tensor:
     targets = targets[:, positions]
     learned = targets != IGNORED_LABEL
     loss = functional.cross_entropy(logits[learned].float(), targets[learned], reduction="sum")
-    return torch.tensor([float(loss), int(learned.sum())], dtype=torch.float64)
+    return torch.tensor([float(loss.detach()), int(learned.sum())], dtype=torch.float64)
 
 
 @contextmanager

@@ -81,6 +81,16 @@ class TrainingSpec(Section):
     seed: int = 17
     """Seed of adapter initialisation, order and dropout."""
 
+    @model_validator(mode="after")
+    def _needs_the_held_out_loss(self) -> Self:
+        asked = self.early_stopping_patience is not None or self.weights == "best"
+        if asked and self.held_out_loss_every_optimizer_steps is None:
+            raise ValueError(
+                "early_stopping_patience and weights: best go by the held-out loss: set "
+                "training.held_out_loss_every_optimizer_steps"
+            )
+        return self
+
 
 class EvaluationSpec(Section):
     """What is asked of base, candidate and champion."""
