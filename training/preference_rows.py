@@ -35,17 +35,18 @@ class UnpairedCollator:
     def __call__(self, rows: Sequence[Row]) -> dict[str, torch.Tensor]:
         """Return what `PairCollator` does, twice, and `label` (is the answer wanted?) of shape (rows,)."""
         matched = _padded([row["input_ids"] for row in rows], [row["labels"] for row in rows], self.pad_token_id)
-        swapped = [_mismatched(row) for row in rows]
-        mismatched = _padded([ids for ids, _ in swapped], [labels for _, labels in swapped], self.pad_token_id)
+        mismatched = _padded(
+            [row["mismatched_input_ids"] for row in rows], [row["mismatched_labels"] for row in rows], self.pad_token_id
+        )
         wanted = torch.tensor([row["desirable"] for row in rows])
         return {**matched, **{f"KL_{name}": tensor for name, tensor in mismatched.items()}, "label": wanted}
 
 
 def with_partners(stored: Any, order: Sequence[int], batch_rows: int) -> Any:
-    """Lay rows out in reading order, each beside its neighbour in the same optimizer step.
+    """Lay rows out in reading order, each with its prompt before the answer of its neighbour in the optimizer step.
 
-    KTO estimates how far the model has moved on prompts with answers that are not theirs. Who is whose partner is
-    settled here, for the whole step, so that neither the micro-batch nor the number of ranks changes it.
+    KTO estimates on them how far the model has moved. Who is whose neighbour is settled here, for the whole step, so
+    that neither the micro-batch nor the number of ranks changes it.
 
     Args:
         stored: `datasets.Dataset` of the prepared rows.
@@ -53,29 +54,28 @@ def with_partners(stored: Any, order: Sequence[int], batch_rows: int) -> Any:
         batch_rows: rows of an optimizer step, 2 at least.
 
     Returns:
-        A `datasets.Dataset` of two row numbers, which gives the rows' columns and the partners' under `partner_`.
+        A `datasets.Dataset` of two row numbers, which gives the rows' columns, `mismatched_input_ids` and
+        `mismatched_labels`; these are cut to the longest row, for which memory was planned.
     """
+    longest = max(len(ids) for ids in stored["input_ids"])
     starts = [place - place % batch_rows for place in range(len(order))]
     partners = [order[start + (place - start - 1) % batch_rows] for place, start in enumerate(starts)]
 
     def fetch(numbers: Mapping[str, list[int]]) -> dict[str, Any]:
         rows, others = stored[numbers["row"]], stored[numbers["partner"]]
-        return {**rows, **{f"partner_{name}": others[name] for name in ("input_ids", "labels")}}
+        answers = list(zip(_answer_starts(rows["labels"]), _answer_starts(others["labels"]), strict=True))
+
+        def swapped(column: str) -> list[list[int]]:
+            pairs = zip(rows[column], others[column], answers, strict=True)
+            return [[*own[:start], *other[other_start:]][:longest] for own, other, (start, other_start) in pairs]
+
+        return {**rows, **{f"mismatched_{column}": swapped(column) for column in ("input_ids", "labels")}}
 
     return Dataset.from_dict({"row": list(order), "partner": partners}).with_transform(fetch)
 
 
-def _mismatched(row: Row) -> tuple[list[int], list[int]]:
-    """Put the partner's answer behind the row's prompt, cut to the longer of the two rows: memory was planned so."""
-    start, partner_start = _answer_start(row["labels"]), _answer_start(row["partner_labels"])
-    limit = max(len(row["input_ids"]), len(row["partner_input_ids"]))
-    ids = [*row["input_ids"][:start], *row["partner_input_ids"][partner_start:]]
-    labels = [IGNORED_LABEL] * start + row["partner_labels"][partner_start:]
-    return ids[:limit], labels[:limit]
-
-
-def _answer_start(labels: Sequence[int]) -> int:
-    return next(place for place, label in enumerate(labels) if label != IGNORED_LABEL)
+def _answer_starts(rows: Sequence[Sequence[int]]) -> list[int]:
+    return [next(place for place, label in enumerate(labels) if label != IGNORED_LABEL) for labels in rows]
 
 
 def _padded(ids: Sequence[list[int]], labels: Sequence[list[int]], pad_token_id: int) -> dict[str, torch.Tensor]:
