@@ -1,3 +1,4 @@
+import contextlib
 import json
 import os
 import shutil
@@ -17,6 +18,7 @@ from training import checkpoints
 from training.callbacks import Progress
 from training.train import train
 from tuneline.contracts.artifacts import Adapter
+from tuneline.contracts.errors import UserError
 from tuneline.contracts.jobs import JOB, PROGRESS, RESULT, Job, JobInterrupted, JobStatus, ProgressEvent
 
 STEPS = 30
@@ -208,3 +210,79 @@ def test_a_killed_process_is_resumed_to_the_bits_of_an_uninterrupted_one(tmp_pat
     assert EVERY <= adapter.resumed_from_step < STEPS
     assert_same_bits(job.out_dir, uninterrupted[1])
     assert logged_steps(job.out_dir) == list(range(1, STEPS + 1))
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """Mount a file system of 8 MiB, or skip where that is not allowed."""
+    mount = tmp_path / "disk"
+    mount.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(mount)], capture_output=True).returncode:
+        pytest.skip("mounting is not allowed here")
+    yield mount
+    subprocess.run(["umount", "--lazy", str(mount)], check=True)
+
+
+def test_a_disk_that_fills_up_harms_no_checkpoint_and_the_training_goes_on_when_there_is_room(
+    small_disk, inputs, uninterrupted
+):
+    filler = small_disk / "filler"
+
+    def fill(event: ProgressEvent) -> None:
+        if event.done == EVERY + 1 and event.metrics:
+            with contextlib.suppress(OSError), filler.open("wb", buffering=0) as stream:
+                while True:
+                    stream.write(bytes(4096))
+            keep_some = filler.stat().st_size - 64 * 1024  # for the metrics of the steps to the next checkpoint
+            os.truncate(filler, keep_some)
+
+    job = job_in(small_disk / "out", inputs)
+    with pytest.raises(UserError, match="the disk is full") as full:
+        train(job, fill)
+    assert full.value.problems[0].where == str(job.out_dir)
+    filler.unlink()
+    assert train(job, ignore).resumed_from_step == EVERY
+    assert_same_bits(job.out_dir, uninterrupted[1])
+    assert logged_steps(job.out_dir) == list(range(1, STEPS + 1))
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value"),
+    [("adapter", "rank", 8), ("training", "learning_rate", 1e-3), ("training", "seed", 5)],
+)
+def test_a_checkpoint_of_another_training_is_refused_and_what_changed_is_said(
+    tmp_path, preempted, inputs, section, key, value
+):
+    shutil.copytree(preempted[0], tmp_path / "out")
+    job = job_in(tmp_path / "out", inputs)
+    was = getattr(getattr(job.spec, section), key)
+    changed = getattr(job.spec, section).model_copy(update={key: value})
+    other = job.model_copy(update={"spec": job.spec.model_copy(update={section: changed})})
+    with pytest.raises(UserError) as refused:
+        train(other, ignore)
+    assert f"{section}.{key} was {was}, is {value}" in refused.value.problems[0].what
+    assert "step 13" in refused.value.problems[0].what
+
+
+def test_how_a_step_is_cut_up_and_logged_is_no_other_training(tmp_path, preempted, inputs):
+    shutil.copytree(preempted[0], tmp_path / "out")
+    plan = make_plan(tmp_path / "plan", optimizer_steps=STEPS, micro_batch_rows=2, accumulation_steps=4)
+    adapter = train(job_in(tmp_path / "out", {**inputs, "plan": plan}), ignore)
+    assert adapter.resumed_from_step == 13
+
+
+def test_a_checkpoint_that_was_never_finished_is_deleted_and_not_resumed_from(tmp_path, preempted, inputs, capsys):
+    shutil.copytree(preempted[0], tmp_path / "out")
+    folder = tmp_path / "out" / checkpoints.FOLDER
+    (folder / "step-13").rename(folder / "checkpoint-13")
+    found = checkpoints.newest_whole(folder)
+    assert found is not None and found[1].step == 10
+    assert "checkpoint-13 was never finished" in capsys.readouterr().out
+    assert [path.name for path in folder.iterdir() if path.is_dir()] == ["step-10"]
+
+
+def test_the_best_checkpoint_stays_beside_the_newest(tmp_path):
+    for step in (5, 10, 15, 20):
+        (tmp_path / f"step-{step}").mkdir()
+    checkpoints.prune(tmp_path, keep=1, best_step=10)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-10", "step-20"]

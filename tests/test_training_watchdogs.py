@@ -10,7 +10,7 @@ from transformers import TrainerControl, TrainerState
 
 from training import watchdogs
 from training.data import load_rows
-from training.device import device_watched, is_device_lost
+from training.faults import device_watched, is_device_lost
 from training.metrics import StepMetrics
 from training.stall import LEAST_STALL_SECONDS, STALL_FACTOR, StallWatch
 from training.train import train

@@ -1,11 +1,14 @@
-"""GPUs that stop answering, told from the faults of a program."""
+"""Faults of the machine under a training, told from those of a program: a GPU that is gone, a disk that is full."""
 
 import re
+import shutil
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
-from tuneline.contracts.jobs import JobInterrupted, JobStatus, is_out_of_memory
+from tuneline.contracts.errors import UserError
+from tuneline.contracts.jobs import JobInterrupted, JobStatus, disk_full, is_out_of_memory
 
 LOST = re.compile(
     r"unspecified launch failure|uncorrectable|ECC error|GPU (?:is lost|has fallen off)|fallen off the bus|"
@@ -14,6 +17,10 @@ LOST = re.compile(
     re.IGNORECASE,
 )
 """What CUDA and NCCL say of a device or a link that is gone; an illegal access or an assert is a program's fault."""
+FAILED_WRITE = re.compile(r"No space left on device|Disk quota exceeded|PytorchStreamWriter failed|file write failed")
+"""What safetensors and torch say of a write that failed; neither keeps the error's number."""
+FULL_BYTES = 1 << 20
+"""torch does not say why a write failed: with less room than this on the disk, that is why."""
 
 
 def is_device_lost(error: BaseException) -> bool:
@@ -41,3 +48,20 @@ def device_watched(steps_done: Callable[[], int], planned: int) -> Iterator[None
             "for Xid errors, then run again, on another machine if need be: it goes on from the newest checkpoint"
         )
         raise JobInterrupted(JobStatus.FAILED, detail, done, planned) from error
+
+
+@contextmanager
+def disk_watched(folder: Path) -> Iterator[None]:
+    """Say of a disk that is full what it is and what to do; checkpoints that were sealed before are not touched.
+
+    Raises:
+        UserError: in place of the error.
+    """
+    try:
+        yield
+    except Exception as error:
+        told = "No space left" in str(error) or "quota exceeded" in str(error)
+        if not FAILED_WRITE.search(str(error)) or not (told or shutil.disk_usage(folder).free < FULL_BYTES):
+            raise
+        traceback.print_exc()
+        raise UserError([disk_full(folder)]) from error

@@ -17,8 +17,8 @@ from training.base_model import load_base
 from training.callbacks import Peak, Preemption, Progress, SealCheckpoints, StopOnPreemption
 from training.coverage import coverage, describe
 from training.data import TrainingRows, load_rows
-from training.device import device_watched
 from training.facts import facts_of
+from training.faults import device_watched, disk_watched
 from training.held_out import HeldOutLoss
 from training.memory import memory_watched, peak_memory_bytes
 from training.movement import Movement
@@ -87,7 +87,12 @@ def train(job: Job, report: Reporter) -> Adapter:
             return int(trainer.state.global_step)
 
         planned = plan.optimizer_steps
-        with stall, device_watched(steps_done, planned), memory_watched(steps_done, planned, out_of_memory):
+        with (
+            stall,
+            disk_watched(job.out_dir),
+            device_watched(steps_done, planned),
+            memory_watched(steps_done, planned, out_of_memory),
+        ):
             trainer.train(resume_from_checkpoint=str(start.checkpoint) if start.checkpoint else None)
         if not held_out.stopped_early:
             _check_end(trainer.state.global_step, plan.optimizer_steps, preemption)
