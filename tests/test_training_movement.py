@@ -1,10 +1,14 @@
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.distributed as dist
 from tiny_model import make_job, make_plan, make_prepared, make_tiny_base
 from tiny_moe import EXPERTS, make_tiny_moe
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.nn.functional import linear
 
 import training.train as stage
@@ -259,3 +263,38 @@ def test_a_training_keeps_the_ratio_through_its_schedule(tmp_path, inputs, monke
     assert rates[0] == [0.0]
     assert [high / low for low, high in rates[1:]] == pytest.approx([8.0] * 5)
     assert max(low for low, _ in rates[1:]) == pytest.approx(1e-3)
+
+
+def on_a_rank(rank: int, folder: str) -> None:
+    """Shard a toy over two processes; only rows of the first are ever moved, or none."""
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    torch.manual_seed(0)
+    outcomes = []
+    for reaches in (True, False):
+        model = nn.Linear(4, 8, bias=False)
+        fully_shard(model, mesh=init_device_mesh("cpu", (2,)))
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.0)
+        callback, args = Movement(), SimpleNamespace(world_size=2, device="cpu")
+        callback.on_train_begin(args, None, None)
+        try:
+            for step in range(1, 4):
+                callback.on_step_begin(args, None, None, model=model)
+                (model(torch.ones(1, 4))[:, :4].sum() * float(reaches)).backward()  # rows 4 to 7 are the other rank's
+                optimizer.step()
+                callback.on_optimizer_step(args, None, None, optimizer=optimizer)
+                optimizer.zero_grad()
+                callback.on_step_end(args, SimpleNamespace(global_step=step, max_steps=9), None, model=model)
+            outcomes.append("moved" if callback._settled else "waits")
+        except JobInterrupted as error:
+            outcomes.append(str(error))
+    Path(folder, f"rank{rank}").write_text("\n".join(outcomes))
+    dist.destroy_process_group()
+
+
+@pytest.mark.long
+def test_ranks_agree_on_a_sharded_tensor_of_which_only_one_sees_a_part_move(tmp_path):
+    torch.multiprocessing.spawn(on_a_rank, (str(tmp_path),), nprocs=2)
+    found = [(tmp_path / f"rank{rank}").read_text().splitlines() for rank in (0, 1)]
+    assert found[0] == found[1]
+    assert found[0][0] == "moved"
+    assert "1 trainable tensors have not moved by step 3: weight" in found[0][1]
