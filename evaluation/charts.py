@@ -36,15 +36,19 @@ class LineChart:
     end_y: float
     x_ticks: tuple[Tick, ...]
     y_ticks: tuple[Tick, ...]
+    marks: tuple[tuple[float, float], ...] = ()
+    """Points apart from the line."""
 
 
-def line_chart(points: Sequence[tuple[float, float]], width: int, height: int) -> LineChart | None:
-    """Lay out a line over its axes; None for fewer than two points."""
+def line_chart(
+    points: Sequence[tuple[float, float]], width: int, height: int, marks: Sequence[tuple[float, float]] = ()
+) -> LineChart | None:
+    """Lay out a line, and marks beside it, over common axes; None for fewer than two points."""
     finite = sorted((x, y) for x, y in points if math.isfinite(x) and math.isfinite(y))
     if len(finite) < 2 or finite[0][0] == finite[-1][0]:
         return None
     shown = _thinned(finite)
-    x_values, y_values = [x for x, _ in shown], [y for _, y in shown]
+    x_values, y_values = [x for x, _ in shown], [y for _, y in (*shown, *marks)]
     starts_at_zero = 0 <= min(y_values) < max(y_values) / 2
     y_marks = nice_ticks(0.0 if starts_at_zero else min(y_values), max(y_values), 4)
     x_marks = [x for x in nice_ticks(x_values[0], x_values[-1], 6) if x_values[0] <= x <= x_values[-1]]
@@ -62,9 +66,10 @@ def line_chart(points: Sequence[tuple[float, float]], width: int, height: int) -
         line=" ".join(places),
         area=" ".join([f"{left:.1f},{bottom:.1f}", *places, f"{right:.1f},{bottom:.1f}"]),
         end_x=across(x_values[-1]),
-        end_y=up(y_values[-1]),
+        end_y=up(shown[-1][1]),
         x_ticks=tuple(Tick(across(x), f"{x:,.0f}") for x in x_marks),
         y_ticks=tuple(Tick(up(y), _short(y)) for y in y_marks),
+        marks=tuple((across(x), up(y)) for x, y in marks),
     )
 
 

@@ -99,7 +99,7 @@ def render_report(inputs: ReportInputs) -> str:
             tiles=tuple(figures.tiles(plan, adapter, evaluation, inputs.smoke, metric)),
             scores=figures.score_table(evaluation.scores) if evaluation else None,
             samples=choose_samples(inputs.items, metric),
-            loss=figures.line_of(inputs.metrics, "loss", 760, 260),
+            loss=figures.line_of(inputs.metrics, "loss", 760, 260, beside="held_out_loss"),
             small_charts=figures.small_charts(inputs.metrics),
             memory=figures.memory_bar(plan, adapter) if plan else None,
             predictions=figures.predictions(plan, adapter) if plan and adapter else (),

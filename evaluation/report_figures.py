@@ -124,9 +124,12 @@ def small_charts(metrics: Sequence[Mapping[str, float]]) -> tuple[SmallChart, ..
     return tuple(SmallChart(name, chart) for name, chart in charts if chart is not None)
 
 
-def line_of(metrics: Sequence[Mapping[str, float]], key: str, width: int, height: int) -> LineChart | None:
-    """Draw one logged value over the optimizer steps."""
-    return line_chart([(line["step"], line[key]) for line in metrics if key in line], width, height)
+def line_of(
+    metrics: Sequence[Mapping[str, float]], key: str, width: int, height: int, beside: str = ""
+) -> LineChart | None:
+    """Draw one logged value over the optimizer steps, and the points of another one beside it."""
+    points, marks = ([(line["step"], line[name]) for line in metrics if name in line] for name in (key, beside))
+    return line_chart(points, width, height, marks)
 
 
 def memory_bar(plan: Plan, adapter: Adapter | None) -> MemoryBar:

@@ -55,8 +55,16 @@ def _(record: Adapter) -> str:
     return (
         f"{record.method} on {_covered(record)}, {record.optimizer_steps:,} steps, "
         f"loss {record.first_loss:.3f} to {record.last_loss:.3f}, "
-        f"{speed:,.0f} tokens/s{resumed}{rungs}"
+        f"{speed:,.0f} tokens/s{resumed}{rungs}{_held_out(record)}"
     )
+
+
+def _held_out(record: Adapter) -> str:
+    found = record.held_out
+    if found is None:
+        return ""
+    early = ", stopped early" if found.stopped_early else ""
+    return f"{early}, held-out loss {found.best.loss:.3f} at best (step {found.best.step:,})"
 
 
 def summarise_training(record: Adapter, plan: Plan) -> str:

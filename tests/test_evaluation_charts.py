@@ -30,6 +30,14 @@ def test_line_chart_spans_its_box_and_skips_what_is_not_a_number():
     assert line_chart([(1, 4.0)], 400, 200) is None
 
 
+def test_marks_beside_a_line_share_its_axes():
+    chart = line_chart([(0, 1.0), (10, 2.0)], 400, 200, marks=[(5, 4.0)])
+    ((x, y),) = chart.marks
+    assert x == (chart.left + chart.right) / 2
+    assert y == chart.top  # the highest point of all, though it is not on the line
+    assert chart.end_y > chart.top
+
+
 def test_long_run_is_drawn_with_few_points_and_keeps_its_last_one():
     chart = line_chart([(step, float(step == 50_000)) for step in range(1, 50_001)], 760, 260)
     assert chart is not None
