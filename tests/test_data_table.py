@@ -22,7 +22,7 @@ def converted(first: int, size: int) -> Converted:
     keys = numbers.astype(np.uint64)
     return Converted(
         examples=pa.RecordBatch.from_arrays(arrays, schema=EXAMPLES_SCHEMA),
-        columns=Columns(keys, keys, keys, numbers.astype(np.float64), numbers.astype(np.int64)),
+        columns=Columns(keys, keys, keys, None, numbers.astype(np.int32)),
         signatures=np.repeat(numbers.astype(np.uint32)[:, None], PERMUTATIONS, axis=1),
         kinds=Counter({"conversation": size}),
         formats=Counter(),
@@ -74,3 +74,13 @@ def test_signatures_of_all_rows_or_of_some_stay_on_disk(tmp_path: Path) -> None:
     assert rows.signatures(chosen)[:, 0].tolist() == [3, 31, 59]
     assert rows.signatures(np.arange(60))[:, 5].tolist() == list(range(60))
     assert all(isinstance(rows.signatures(which), np.memmap) for which in (chosen, np.arange(60)))
+
+
+def test_a_column_is_whole_however_often_it_grew_and_absent_where_it_has_no_values(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tuneline.data.table.FIRST_ROWS", 3)
+    rows = table(tmp_path, [2, 5, 0, 40])
+    assert rows.columns.prompt_keys.tolist() == list(range(47))
+    assert rows.columns.characters.dtype == np.int32
+    assert rows.columns.times is None

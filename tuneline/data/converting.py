@@ -44,9 +44,11 @@ class Columns:
 
     prompt_keys: NDArray[np.uint64]
     whole_keys: NDArray[np.uint64]
-    groups: NDArray[np.uint64]
-    times: NDArray[np.float64]
-    characters: NDArray[np.int64]
+    groups: NDArray[np.uint64] | None
+    """None where the config names no column: then rows of one prompt are a group."""
+    times: NDArray[np.float64] | None
+    """None where the config names no column."""
+    characters: NDArray[np.int32]
 
 
 @dataclass(frozen=True)
@@ -86,13 +88,13 @@ def convert(conversion: Conversion, chunk: Chunk) -> Converted:
     clean = [one.example for one in checked]
     texts = [text_of(example) for example in clean]
     prompts = np.array([key_of(prompt_key_text(example)) for example in clean], dtype=np.uint64)
-    groups = [places[index][0] for index in kept]
+    groups, times = ([places[index][side] for index in kept] for side in (0, 1))
     columns = Columns(
         prompt_keys=prompts,
         whole_keys=np.array([key_of(whole_key_text(example)) for example in clean], dtype=np.uint64),
-        groups=np.array(groups, dtype=np.uint64) if conversion.spec.held_out_group else prompts,
-        times=np.array([places[index][1] for index in kept], dtype=np.float64),
-        characters=np.array([len(text) for text in texts], dtype=np.int64),
+        groups=np.array(groups, dtype=np.uint64) if conversion.spec.held_out_group else None,
+        times=np.array(times, dtype=np.float64) if conversion.spec.held_out_time else None,
+        characters=np.array([len(text) for text in texts], dtype=np.int32),
     )
     return Converted(
         examples=_batch(clean, texts),

@@ -41,9 +41,9 @@ class Selection:
 class Leaks:
     """For each row of a training selection, the number of the evaluation row that it repeats; -1 for none."""
 
-    exact: NDArray[np.int64]
-    ngram: NDArray[np.int64]
-    similar: NDArray[np.int64]
+    exact: NDArray[np.int32]
+    ngram: NDArray[np.int32]
+    similar: NDArray[np.int32]
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Leaking:
     leaks: Leaks
 
     @property
-    def ways(self) -> dict[str, NDArray[np.int64]]:
+    def ways(self) -> dict[str, NDArray[np.int32]]:
         """The evaluation row that each training row repeats, by way; -1 for none."""
         return {SAME_PROMPT: self.leaks.exact, SAME_RUN: self.leaks.ngram, ALIKE: self.leaks.similar}
 
@@ -136,15 +136,15 @@ def report_leaks(stage: Stage, training: Sequence[Selection], evaluation: Select
 
 
 def _find(stage: Stage, train: Selection, reference: Reference, evaluation: Selection) -> Leaks:
-    ngram, similar = [np.empty(0, dtype=np.int64)], [np.empty(0, dtype=np.int64)]
+    ngram, similar = (np.empty(len(train.rows), dtype=np.int32) for _ in range(2))
     done = 0
     for hits in stage.workers.map(partial(_compare, reference), train.table.parts(train.rows)):
-        ngram.append(hits.ngram)
-        similar.append(hits.similar)
-        done += len(hits.ngram)
+        rows = slice(done, done + len(hits.ngram))
+        ngram[rows], similar[rows] = hits.ngram, hits.similar
+        done = rows.stop
         stage.progress(done, len(train.rows), f"compare {train.data_set} with {spoken(evaluation.data_set)}")
     exact = _same_key(train.prompt_keys, evaluation.prompt_keys)
-    return Leaks(exact, np.concatenate(ngram), np.concatenate(similar))
+    return Leaks(exact, ngram, similar)
 
 
 def _compare(reference: Reference, part: Part) -> Hits:
@@ -171,8 +171,8 @@ def _write_reference(stage: Stage, evaluation: Selection) -> tuple[Reference, in
     return reference, index.left_out
 
 
-def _same_key(keys: Keys, others: Keys) -> NDArray[np.int64]:
+def _same_key(keys: Keys, others: Keys) -> NDArray[np.int32]:
     """For each key, the number of the first equal one among the others; -1 when there is none."""
     unique, first = np.unique(others, return_index=True)
     place = np.minimum(np.searchsorted(unique, keys), len(unique) - 1)
-    return np.where(unique[place] == keys, first[place], -1)
+    return np.where(unique[place] == keys, first[place].astype(np.int32), np.int32(-1))

@@ -3,10 +3,13 @@
 A pack is read as one sequence whose `seq_lengths` say where its rows end, so that no row sees its neighbour.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+
+NUMBERS_AT_ONCE = 100_000
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,7 @@ def pack(lengths: NDArray[np.int32], capacity_tokens: int) -> Packs:
     open_packs: list[list[int]] = [[] for _ in range(capacity_tokens + 1)]  # by the room that is left
     rooms = 0  # bit r is set while a pack with room r is open: the best fit is the lowest bit from `length` up
     count = 0
-    for row in np.argsort(-lengths, kind="stable").tolist():
+    for row in _numbers(np.argsort(-lengths, kind="stable")):
         length = int(lengths[row])
         fitting = rooms >> length
         if fitting:
@@ -55,3 +58,9 @@ def pack(lengths: NDArray[np.int32], capacity_tokens: int) -> Packs:
             rooms |= 1 << left
     offsets = np.concatenate([[0], np.cumsum(np.bincount(pack_of, minlength=count))])
     return Packs(np.argsort(pack_of, kind="stable"), offsets.astype(np.int64))
+
+
+def _numbers(order: NDArray[np.int64]) -> Iterator[int]:
+    """Give an array's numbers some at a time: as Python's they take 40 bytes each."""
+    for start in range(0, len(order), NUMBERS_AT_ONCE):
+        yield from order[start : start + NUMBERS_AT_ONCE].tolist()

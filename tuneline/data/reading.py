@@ -5,6 +5,8 @@ from collections.abc import Iterable
 from functools import partial
 from itertools import chain
 
+import numpy as np
+
 from tuneline.contracts.errors import UserError
 from tuneline.contracts.hashing import HashCache
 from tuneline.contracts.receipt import SourceLine
@@ -37,7 +39,7 @@ def read_table(stage: Stage, data_set: str, sources: Iterable[str], hashes: Hash
     for number, source in enumerate(sources):
         _read_source(stage, step, source, number, conversion, writer, hashes)
     table = writer.finish()
-    step.rows_out, step.characters_out = len(table), int(table.columns.characters.sum())
+    step.rows_out, step.characters_out = len(table), int(table.columns.characters.sum(dtype=np.int64))
     _check_policies(stage, step)
     return table
 

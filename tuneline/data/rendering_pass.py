@@ -75,7 +75,7 @@ def _render_selection(
         stage.progress(done, len(selection.rows), f"render {spoken(selection.data_set)}")
     fitted.rows_in = rendered.rows_out
     whole.examples += len(selection.rows)
-    whole.characters += int(selection.table.columns.characters[selection.rows].sum())
+    whole.characters += int(selection.table.columns.characters[selection.rows].sum(dtype=np.int64))
 
 
 def _account(stage: Stage, rendered: Step, fitted: Step, chunk: RenderedChunk) -> None:

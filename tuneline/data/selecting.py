@@ -88,9 +88,11 @@ def split(stage: Stage, selection: Selection) -> tuple[Selection, Selection]:
     """Hold out rows of the training source itself: by group, by time, or by a hash of the prompt."""
     columns, spec = selection.table.columns, stage.spec
     if spec.held_out_time is not None:
+        assert columns.times is not None
         held_out = splitting.held_out_by_time(columns.times[selection.rows], spec.held_out_share)
     else:
-        held_out = splitting.held_out_by_group(columns.groups[selection.rows], spec.held_out_share, spec.seed)
+        groups = columns.prompt_keys if columns.groups is None else columns.groups
+        held_out = splitting.held_out_by_group(groups[selection.rows], spec.held_out_share, spec.seed)
     other = Selection("held_out", selection.table, selection.rows[held_out])
     _open(stage, other, "split")
     train = _keep(stage, selection, "split", ~held_out, _losses(selection, held_out, HELD_OUT))
@@ -155,4 +157,4 @@ def _open(stage: Stage, selection: Selection, name: str) -> Step:
 
 def _close(step: Step, selection: Selection) -> None:
     step.rows_out = len(selection.rows)
-    step.characters_out = int(selection.table.columns.characters[selection.rows].sum())
+    step.characters_out = int(selection.table.columns.characters[selection.rows].sum(dtype=np.int64))

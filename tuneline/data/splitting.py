@@ -16,15 +16,20 @@ Flags = NDArray[np.bool_]
 
 def first_of(keys: Keys) -> Indices:
     """For each row, the number of the first row with the same key (its own when it is the first)."""
-    _, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
-    return first[inverse]
+    order = np.argsort(keys, kind="stable")
+    ordered = keys[order]
+    begins = np.concatenate([np.ones(min(len(keys), 1), dtype=np.bool_), ordered[1:] != ordered[:-1]])
+    first = np.empty(len(keys), dtype=np.int64)
+    first[order] = order[begins][np.cumsum(begins, dtype=np.int32) - 1]
+    return first
 
 
 def conflicting(prompt_keys: Keys, whole_keys: Keys) -> Flags:
     """Mark the rows whose prompt also stands before another answer."""
-    pairs = np.unique(np.stack([prompt_keys, whole_keys], axis=1), axis=0)
-    prompts, answers = np.unique(pairs[:, 0], return_counts=True)
-    return np.isin(prompt_keys, prompts[answers > 1])
+    order = np.lexsort((whole_keys, prompt_keys))
+    prompts, wholes = prompt_keys[order], whole_keys[order]
+    two_answers = (prompts[1:] == prompts[:-1]) & (wholes[1:] != wholes[:-1])
+    return np.isin(prompt_keys, prompts[1:][two_answers])
 
 
 def uniform(keys: Keys, seed: int) -> NDArray[np.float64]:
