@@ -1,4 +1,4 @@
-"""The peers of the data preparation benchmark: pinned versions, each in a virtual environment of its own."""
+"""The peers of the benchmarks: pinned versions, each in a virtual environment of its own."""
 
 import subprocess
 import sys
@@ -13,12 +13,14 @@ MARK = ".installed"
 
 @dataclass(frozen=True)
 class Peer:
-    """A tool whose preprocessing is measured beside ours."""
+    """A tool that is measured beside ours."""
 
     name: str
     version: str
     driver: str
     """Module that drives it."""
+    beside: tuple[str, ...] = (TORCH,)
+    """Requirements that are installed with it."""
 
     @property
     def label(self) -> str:
@@ -29,8 +31,9 @@ class Peer:
 PEERS = {
     peer.name: peer
     for peer in (
-        Peer("trl", "1.16.0", "benchmarks.peers.run_trl"),
-        Peer("llamafactory", "0.9.5", "benchmarks.peers.run_llamafactory"),
+        Peer("trl", "1.16.0", "benchmarks.peers.run_trl", (TORCH, "peft==0.21.2")),
+        # Of its own torchvision and torchaudio pip finds CUDA builds only, which a CPU build of torch does not load.
+        Peer("llamafactory", "0.9.5", "benchmarks.peers.run_llamafactory", ("torch==2.14.1",)),
         Peer("axolotl", "0.19.0", "benchmarks.peers.run_axolotl"),
     )
 }
@@ -51,10 +54,9 @@ def interpreter_of(peer: Peer, folder: Path = DEFAULT_FOLDER) -> Path:
     if not (environment / MARK).exists():
         print(f"Installing {peer.label} at {environment}, once, some minutes ...", file=sys.stderr)
         subprocess.run([sys.executable, "-m", "venv", "--clear", environment], check=True)
-        # One command: asked for afterwards, llamafactory's torchvision replaces the pinned torch with a newer CUDA one.
         install = [interpreter, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
         ended = subprocess.run(
-            [*install, TORCH, f"{peer.name}=={peer.version}"], capture_output=True, text=True, check=False
+            [*install, *peer.beside, f"{peer.name}=={peer.version}"], capture_output=True, text=True, check=False
         )
         if ended.returncode != 0:
             raise NotInstallable((ended.stderr.strip() or "pip said nothing").splitlines()[-1])
