@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tiny_model import COLOURS, put_record, question, write_rows
+from tiny_model import COLOURS, TEMPLATE, put_record, question, write_rows
 from transformers import PreTrainedTokenizerFast
 
 from tuneline.contracts.artifacts import LengthSummary, PreparedData
@@ -41,7 +41,7 @@ def _record(kind: str, rows: Sequence[dict[str, Any]], held_out_rows: int, stop_
         packs=len(rows),
         lengths=LengthSummary(p50=lengths[len(rows) // 2], **dict.fromkeys(("p90", "p95", "p99", "max"), lengths[-1])),
         stop_token_ids=(stop_id,),
-        template_sha256="",
+        template_sha256=sha256_text(TEMPLATE),
         receipt_sha256=sha256_text(""),
     )
 
