@@ -1,4 +1,5 @@
 import json
+import math
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,6 +12,7 @@ from planning_cases import LAPTOP
 from safetensors.torch import load_file, save_file
 from tiny_model import make_job, make_plan, make_prepared, make_tiny_base, put_record
 from tiny_moe import EXPERTS, make_tiny_moe
+from tiny_preferences import make_preferences
 from transformers import AutoModelForCausalLM
 
 import training.train as stage
@@ -340,3 +342,18 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_others(tmp_path, bas
     one, same, other = weights("one", 5), weights("same", 5), weights("other", 6)
     assert all(torch.equal(one[name], same[name]) for name in one)
     assert any(not torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.long
+def test_how_a_step_of_a_mixture_is_cut_changes_nothing(tmp_path, bases):
+    found = []
+    for name, cut in (("whole", {}), ("cut", {"micro_batch_rows": 2, "accumulation_steps": 4})):
+        prepared = make_preferences(tmp_path / name / "prepared", bases["mixture"], "preference")
+        plan = make_plan(tmp_path / name / "plan", optimizer_steps=4, **cut)
+        inputs = {"base": bases["mixture"], "prepared": prepared, "plan": plan}
+        job = make_job("train", tmp_path / name / "train", inputs, adapter={"target_parameters": EXPERTS})
+        # Before its first step the model is its reference: no balance term of the router stands beside ln 2.
+        assert train(job, ignore).first_loss == pytest.approx(math.log(2), abs=1e-6)
+        found.append(load_file(job.out_dir / Adapter.WEIGHTS / SAFETENSORS))
+    for name, tensor in found[0].items():
+        torch.testing.assert_close(found[1][name], tensor, rtol=1e-3, atol=1e-4)

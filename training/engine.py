@@ -116,6 +116,9 @@ def shared_arguments(
         dataloader_pin_memory=not on_cpu,
         logging_steps=spec.log_every_optimizer_steps,
         logging_first_step=True,
+        # Off: a mixture's balance term is counted by micro-batch, so that how a step is cut would change the weights,
+        # and the loss would be no cross entropy. Adapters leave the router as it is.
+        router_aux_loss_coef=0.0,
         logging_nan_inf_filter=False,  # the filter would report the mean of earlier losses in place of a NaN
         save_steps=spec.checkpoint_every_optimizer_steps,
         disable_tqdm=True,
