@@ -2,8 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from tuneline.contracts.fingerprint import canonical_json, code_version, fingerprint
 from tuneline.contracts.adapter_spec import AdapterSpec
+from tuneline.contracts.fingerprint import canonical_json, code_version, fingerprint
 
 
 def test_equal_requests_have_equal_fingerprints_whatever_the_order_of_keys() -> None:
