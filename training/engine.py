@@ -12,6 +12,7 @@ import torch
 from torch.nn import functional
 from trl import SFTConfig, SFTTrainer
 
+from training import sharding
 from training.optimizer import split_groups
 from training.precision import Precision
 from tuneline.contracts.artifacts import Plan
@@ -92,7 +93,7 @@ def shared_arguments(
         checkpoints: folder of the checkpoints.
         processes: ranks that train together.
     """
-    sharding = {"fsdp": True, "fsdp_config": {"reshard_after_forward": True}} if spec.fsdp and processes > 1 else {}
+    shards = sharding.ARGUMENTS if spec.fsdp and processes > 1 else {}
     on_cpu = precision.device == "cpu"
     return dict(
         output_dir=str(checkpoints),
@@ -124,5 +125,5 @@ def shared_arguments(
         disable_tqdm=True,
         report_to="none",
         seed=spec.seed,
-        **sharding,
+        **shards,
     )

@@ -10,11 +10,12 @@ from typing import Any, Literal
 from accelerate import PartialState
 from transformers import AutoTokenizer, PrinterCallback, set_seed
 
-from training import adapters, admission, checkpoints, metrics, nf4, pissa, weights
+from training import adapters, admission, checkpoints, low_rank, metrics, nf4, pissa, sharding, weights
 from training import held_out as held_out_loss
 from training.attention import training_attention
 from training.base_model import load_base
 from training.callbacks import Peak, Preemption, Progress, SealCheckpoints, StopOnPreemption
+from training.compilation import compile_layers
 from training.coverage import coverage, describe
 from training.data import TrainingRows, load_rows
 from training.facts import facts_of
@@ -23,7 +24,14 @@ from training.held_out import HeldOutLoss
 from training.memory import memory_watched, peak_memory_bytes
 from training.movement import Movement
 from training.objectives import arguments_of, make_engine
-from training.precision import Precision, choose_precision, has_fast_bfloat16, training_device, use_granted_threads
+from training.precision import (
+    Precision,
+    choose_precision,
+    has_fast_bfloat16,
+    keep_freed_memory,
+    training_device,
+    use_granted_threads,
+)
 from training.preflight import PreflightSteps
 from training.stall import StallWatch
 from training.watchdogs import Watchdogs
@@ -48,6 +56,12 @@ class Setup:
     precision: Precision
     facts: Mapping[str, str]
     """What its weights depend on."""
+    sharded: bool
+    """Whether FSDP cuts the weights up over the ranks."""
+    micro_batch_tokens: int
+    """Of a micro-batch at most, padding included."""
+    joined: bool
+    """Whether the rows of a micro-batch are put end to end, without padding."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +81,7 @@ def train(job: Job, report: Reporter) -> Adapter:
         JobInterrupted: pre-empted by SIGTERM (a checkpoint is saved), diverged, or out of memory.
     """
     use_granted_threads()
+    keep_freed_memory()
     plan = plan_on(read_record(job.inputs["plan"], Plan), read_ladder(job.out_dir))
     with Preemption(plan.optimizer_steps) as preemption:
         setup = _set_up(job, plan)
@@ -118,14 +133,33 @@ def _set_up(job: Job, plan: Plan) -> Setup:
         model = adapters.add_adapter(model, spec.adapter, folder / pissa.START)
     if PartialState().is_main_process:
         print(describe(coverage(model)), flush=True)
+    if spec.training.compile:
+        compile_layers(model, device)
+    elif device == "cpu" and not sharded:
+        low_rank.fuse(model)
     batch_rows = plan.micro_batch_rows * plan.accumulation_steps * processes
-    rows = load_rows(job.inputs["prepared"], plan.optimizer_steps, batch_rows, spec.training.seed, objective)
+    rows = load_rows(
+        job.inputs["prepared"], plan.optimizer_steps, batch_rows, spec.training.seed, objective, processes
+    )
     reference = None
     if objective in WITH_REFERENCE and spec.adapter.method == "full":
         reference = load_base(job.inputs["base"], "full", precision, attention, sharded=sharded)
         reference.requires_grad_(False).eval()
     facts = facts_of(spec, plan, prepared)
-    return Setup(objective, model, reference, arguments, rows, nf4_modules, precision, facts)
+    micro_batch_tokens = plan.micro_batch_rows * prepared.longest_tokens
+    return Setup(
+        objective,
+        model,
+        reference,
+        arguments,
+        rows,
+        nf4_modules,
+        precision,
+        facts,
+        sharded,
+        micro_batch_tokens,
+        joined=plan.packing,
+    )
 
 
 def _find_start(out_dir: Path, facts: Mapping[str, str]) -> Start:
@@ -166,11 +200,15 @@ def _trainer(
         tokenizer.pad_token = tokenizer.eos_token
     folder = job.out_dir / checkpoints.FOLDER
     before = adapters.trainable_values(setup.model)
+    if setup.sharded:
+        sharding.allow_on_cpu()
     trainer = make_engine(
         setup.objective,
         job.spec.training,
         tokenizer,
         setup.reference,
+        micro_batch_tokens=setup.micro_batch_tokens,
+        joined=setup.joined,
         model=setup.model,
         args=setup.arguments,
         train_dataset=setup.rows.dataset,
@@ -187,6 +225,8 @@ def _trainer(
     adapters.put_back(before)
     trainer.remove_callback(PrinterCallback)  # `progress` says it all, in the metrics file
     trainer.up_ratio = job.spec.adapter.lora_plus_ratio
+    if setup.sharded:
+        sharding.reduce_in_float32(trainer, setup.precision)
     return trainer
 
 
