@@ -52,8 +52,13 @@ class TrainingRows:
         return names
 
 
-def load_rows(prepared: Path, steps: int, batch_rows: int, seed: int, objective: Objective = "sft") -> TrainingRows:
-    """Read the prepared training rows and lay them out for `steps` optimizer steps of `batch_rows` rows."""
+def load_rows(
+    prepared: Path, steps: int, batch_rows: int, seed: int, objective: Objective = "sft", ranks: int = 1
+) -> TrainingRows:
+    """Read the prepared training rows and lay them out for `steps` optimizer steps of `batch_rows` rows.
+
+    With several ranks, each reads a stretch of a step's rows; for `sft` all get rows of the same lengths.
+    """
     everything = Dataset.from_file(str(prepared / PreparedData.TRAIN))
     stored = everything.select_columns(COLUMNS[objective])
     texts = [name for name in COLUMNS[objective] if name.endswith("input_ids")]
@@ -61,6 +66,8 @@ def load_rows(prepared: Path, steps: int, batch_rows: int, seed: int, objective:
     # Where the length goes with the label, batches of like length would hold wanted answers only, or unwanted ones.
     order = reading_order(lengths, steps, batch_rows, seed, 1 if objective == "kto" else POOL_BATCHES)
     per_step = [sum(lengths[row] for row in batch) for batch in _cut(order, batch_rows)]
+    if objective == "sft" and ranks > 1:
+        order = [row for batch in _cut(order, batch_rows) for rank in range(ranks) for row in batch[rank::ranks]]
     laid_out = with_partners(stored, order, batch_rows) if objective == "kto" else stored.select(order)
     return TrainingRows(
         dataset=laid_out,

@@ -80,7 +80,8 @@ def _is_plain(layer: Any) -> bool:
 def _forward(layer: Any, inputs: torch.Tensor, *args: Any, **options: Any) -> torch.Tensor:
     base = layer.base_layer
     if args or options or layer.disable_adapters or layer.merged or not torch.is_autocast_enabled("cpu"):
-        return Linear.forward(layer, inputs, *args, **options)
-    down, up = layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight
-    outputs: torch.Tensor = _AdaptedLinear.apply(inputs, base.weight, base.bias, down, up, layer.scaling[ADAPTER])
+        outputs: torch.Tensor = Linear.forward(layer, inputs, *args, **options)
+    else:
+        factors = layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight
+        outputs = _AdaptedLinear.apply(inputs, base.weight, base.bias, *factors, layer.scaling[ADAPTER])  # type: ignore[no-untyped-call]
     return outputs

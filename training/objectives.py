@@ -5,7 +5,8 @@ from typing import Any
 
 from trl import DPOConfig, KTOConfig
 
-from training.engine import Engine, engine_arguments, shared_arguments
+from training.engine import Engine, sft_arguments, shared_arguments, step_arguments
+from training.micro_batches import StepCollator
 from training.precision import Precision
 from training.preference_engines import OddsRatioEngine, PairEngine, UnpairedEngine
 from training.preference_rows import PairCollator, UnpairedCollator
@@ -39,9 +40,9 @@ def arguments_of(
     own_rows = {"max_length": None, "remove_unused_columns": False}
     match objective:
         case "sft":
-            return engine_arguments(shared, plan)
+            return step_arguments(shared, plan)
         case "orpo":
-            arguments = engine_arguments(shared, plan)
+            arguments = sft_arguments(shared)
             arguments.remove_unused_columns = False
             return arguments
         case "dpo":
@@ -58,7 +59,16 @@ def arguments_of(
             )
 
 
-def make_engine(objective: Objective, spec: TrainingSpec, tokenizer: Any, reference: Any, **options: Any) -> Any:
+def make_engine(
+    objective: Objective,
+    spec: TrainingSpec,
+    tokenizer: Any,
+    reference: Any,
+    *,
+    micro_batch_tokens: int,
+    joined: bool,
+    **options: Any,
+) -> Any:
     """Build the trainer of an objective.
 
     Args:
@@ -66,12 +76,15 @@ def make_engine(objective: Objective, spec: TrainingSpec, tokenizer: Any, refere
         spec: section `training`.
         tokenizer: with a padding token.
         reference: frozen copy of the base where every weight is trained towards preferences, else None.
+        micro_batch_tokens: what `Engine` cuts its steps by; preferences are cut by rows.
+        joined: whether `Engine` puts rows end to end.
         options: model, arguments, rows and callbacks, which every trainer takes.
     """
     options["processing_class"] = tokenizer
     match objective:
         case "sft":
-            return Engine(**options)
+            collate = StepCollator(tokenizer.pad_token_id, micro_batch_tokens, joined)
+            return Engine(data_collator=collate, **options)
         case "orpo":
             return OddsRatioEngine(spec.preference_beta, data_collator=PairCollator(tokenizer.pad_token_id), **options)
         case "dpo":

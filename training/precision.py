@@ -1,9 +1,13 @@
 """Which number formats a training uses, from the config's dtype and what the device is quick at."""
 
+import ctypes
 import os
 from dataclasses import dataclass
 
 import torch
+
+_MALLOC_OPTIONS = {-3: 1 << 30, -1: (1 << 31) - 1}
+"""M_MMAP_THRESHOLD and M_TRIM_THRESHOLD of glibc's malloc.h, in bytes."""
 
 
 @dataclass(frozen=True)
@@ -64,3 +68,15 @@ def use_granted_threads() -> None:
     """Give torch the threads that this process may use; more than the free cores makes it several times slower."""
     granted = os.environ.get("OMP_NUM_THREADS") or str(len(os.sched_getaffinity(0)))
     torch.set_num_threads(int(granted))
+
+
+def keep_freed_memory() -> None:
+    """Have glibc keep what torch frees on a CPU for the next tensor, in place of giving it back to the kernel.
+
+    Each step would get its activations anew, a page fault for every 4 KiB: 15 % of a step of a 9 M parameter Llama, for
+    which the peak is 10 % higher. Another C library has no such switch, and none is needed for the results.
+    """
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):
+        for option, value in _MALLOC_OPTIONS.items():
+            libc.mallopt(option, value)

@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from peft import PeftModel
 from torch.nn import functional
-from trl import DPOTrainer, KTOTrainer
+from trl import DPOTrainer, KTOTrainer, SFTTrainer
 
-from training.engine import Engine, PreparedRows
+from training.engine import PreparedRows
 from tuneline.contracts.records import IGNORED_LABEL
 
 CERTAIN = -1e-6
@@ -70,7 +70,7 @@ class UnpairedEngine(ReferenceEngine, KTOTrainer):  # type: ignore[misc]  # trl 
         return self._divergence
 
 
-class OddsRatioEngine(Engine):
+class OddsRatioEngine(PreparedRows, SFTTrainer):  # type: ignore[misc]  # trl is untyped here
     """Odds ratio preference optimisation (Hong et al. 2024, https://arxiv.org/abs/2403.07691).
 
     TRL 1.16 has it among its experiments only, where it tokenises and cuts rows itself and keeps all logits; so this is

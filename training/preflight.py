@@ -102,15 +102,17 @@ class PreflightSteps(TrainerCallback):  # type: ignore[misc]  # transformers is 
         """Measure, on a fresh start only: a training that goes on has figures of its own."""
         if state.global_step > 0:
             return
-        padded = not getattr(args, "padding_free", False)
-        layout = Layout(list(train_dataloader.batch_sampler), self._row_tokens, padded)
+        batches = train_dataloader.batch_sampler
+        cut = (self._trainer.micro_batches_of(batch, self._row_tokens) for batch in batches)
+        padded = self._trainer.computes_padding
+        layout = Layout([micro_batch for step in cut for micro_batch in step], self._row_tokens, padded)
         with _as_if_nothing_happened(self._trainer):
             found = self._measure(layout, state.max_steps)
         if found is not None:
             self._accept(found)
 
     def _measure(self, layout: Layout, steps: int) -> Preflight | None:
-        per_step = len(layout.micro_batches) / steps
+        (per_step,) = self._of_all_ranks(len(layout.micro_batches) / steps)
         longest, middle = layout.longest, layout.middle
         plan = [*[longest] * LONGEST_STEPS, *[middle] * MIDDLE_STEPS]
         started = time.monotonic()
