@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tuneline.contracts.fingerprint import sha256_text
 from tuneline.contracts.hashing import HashCache
-from tuneline.contracts.settings import Settings
+from tuneline.contracts.settings import Settings, processes_per_node
 from tuneline.contracts.spec import RunSpec
 from tuneline.contracts.spec_loading import load_spec
 from tuneline.data.base_model import BaseModel, locate_base
@@ -30,6 +30,7 @@ def open_inputs(config: str, overrides: Sequence[str], settings: Settings) -> In
         UserError: with every problem of the first of these that has any.
     """
     spec = load_spec(Path(config), overrides)
+    processes_per_node(spec.budget.gpus, settings)
     hashes = remembered_hashes(settings)
     base = locate_base(spec.model, hashes)
     check_adapter(spec, base.path)

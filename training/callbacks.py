@@ -53,6 +53,7 @@ class StopOnPreemption(TrainerCallback):  # type: ignore[misc]  # transformers i
     def on_step_end(self, args: TrainingArguments, _: TrainerState, control: TrainerControl, **__: Any) -> None:
         """Ask for a checkpoint and the end."""
         if any_rank(self._preemption.requested, args.device, args.world_size):
+            self._preemption.requested = True  # the rank that speaks for all need not be the one that was told
             control.should_save = True
             control.should_training_stop = True
 

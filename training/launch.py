@@ -1,13 +1,18 @@
-"""One process for each device, when a job asks for several."""
+"""One process for each device, when a job asks for several, on one node or many."""
 
 import os
 from pathlib import Path
 
+from training.agent import World, share_threads
+from training.nodes import join, lead
 from tuneline.contracts.artifacts import Record
-from tuneline.contracts.errors import ExitCode, UserError
+from tuneline.contracts.errors import Problem, UserError
 from tuneline.contracts.jobs import JOB, Job, Reporter, run_job
 from tuneline.contracts.lifeline import die_with_supervisor
-from tuneline.contracts.settings import switch_telemetry_off
+from tuneline.contracts.settings import Endpoint, Settings, processes_per_node, switch_telemetry_off
+
+HERE = Endpoint(host="localhost", port=0)
+"""Where the ranks of a single node meet: at any free port."""
 
 
 def processes_of(job_dir: str) -> int:
@@ -19,7 +24,7 @@ def processes_of(job_dir: str) -> int:
 
 
 def launch(job_dir: str, processes: int) -> int:
-    """Run the job in `processes` processes; rank 0 writes its result.
+    """Run the job in `processes` processes, on the nodes that the settings name; rank 0 writes its result.
 
     The launcher's agent lives in this process and each rank asks the kernel to die with it, so that the death of the
     flow reaches all of them.
@@ -27,26 +32,51 @@ def launch(job_dir: str, processes: int) -> int:
     Returns:
         The exit status.
     """
-    import torch
-    from torch.distributed import run as torchrun
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    settings = Settings.from_environment()
+    world = World(job_dir=job_dir, nodes=settings.nodes, processes_per_node=processes_per_node(processes, settings))
+    if problem := lacks(world):
 
-    if 0 < torch.cuda.device_count() < processes:
-        return run_job([job_dir], _refuse)
+        def refuse(_: Job, __: Reporter) -> Record:
+            raise UserError([problem])
+
+        return run_job([job_dir], refuse)
+    _begin(world)
+    return lead(world, settings.rendezvous or HERE)
+
+
+def take_part(rendezvous: str) -> int:
+    """Run this node's share of the training that the node at `rendezvous` leads.
+
+    Returns:
+        The exit status: that of the job, or `training.nodes.LOST`.
+    """
     die_with_supervisor()
     switch_telemetry_off()
-    threads = int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0)))
-    os.environ["OMP_NUM_THREADS"] = str(max(1, threads // processes))
-    try:
-        torchrun.main(["--standalone", f"--nproc-per-node={processes}", "-m", "training", job_dir])
-    except ChildFailedError:
-        return ExitCode.FAILED  # result.json says how; without one, the flow counts the job as failed
-    return ExitCode.DONE
+
+    def begin(world: World) -> Problem | None:
+        problem = lacks(world)
+        if problem is None:
+            share_threads(world.processes_per_node)
+        return problem
+
+    return join(Endpoint.parse(rendezvous), begin)
 
 
-def _refuse(job: Job, _: Reporter) -> Record:
+def lacks(world: World) -> Problem | None:
+    """Say what this node lacks for a training; one without any GPU trains on its CPU."""
     import torch
 
-    visible = torch.cuda.device_count()
-    what = f"{job.spec.budget.gpus} GPUs are asked for and {visible} are visible"
-    raise UserError.of(what, "budget.gpus", f"set it to {visible}, or look at CUDA_VISIBLE_DEVICES")
+    if not (Path(world.job_dir) / JOB).exists():
+        fix = "set TUNELINE_HOME to a folder on a file system that all nodes mount at the same path"
+        return Problem(f"{os.uname().nodename} does not see the job's folder", world.job_dir, fix)
+    visible, wanted = torch.cuda.device_count(), world.processes_per_node
+    if 0 < visible < wanted:
+        what = f"{wanted} GPUs are asked for on each node and {visible} are visible on {os.uname().nodename}"
+        return Problem(what, "budget.gpus", f"set it to {visible * world.nodes}, or look at CUDA_VISIBLE_DEVICES")
+    return None
+
+
+def _begin(world: World) -> None:
+    die_with_supervisor()
+    switch_telemetry_off()
+    share_threads(world.processes_per_node)

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from tuneline.cli import configs, data, models, runs
+from tuneline.cli import configs, data, models, nodes, runs
 from tuneline.contracts.errors import ExitCode, TunelineError
 from tuneline.contracts.jobs import disk_full
 from tuneline.contracts.settings import Settings
@@ -47,5 +47,5 @@ def main() -> None:
     """
 
 
-for command in (*configs.COMMANDS, *data.COMMANDS, *runs.COMMANDS, *models.COMMANDS):
+for command in (*configs.COMMANDS, *data.COMMANDS, *runs.COMMANDS, *models.COMMANDS, *nodes.COMMANDS):
     main.add_command(command)
