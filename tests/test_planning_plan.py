@@ -57,7 +57,7 @@ def test_micro_batch_times_accumulation_times_gpus_is_the_effective_batch(gpu: s
 def test_a_cpu_plan_of_a_tiny_model_takes_the_whole_batch_at_once_and_no_money() -> None:
     plan = make_plan(spec_of("tiny", training={"epochs": 4}), TINY_SHAPE, data_of(960, mean=60, longest=100), LAPTOP)
     assert (plan.device, plan.usd, plan.micro_batch_rows, plan.accumulation_steps) == ("cpu", None, 32, 1)
-    assert not plan.activation_checkpointing and not plan.packing
+    assert not plan.activation_checkpointing and plan.packing
     assert plan.optimizer_steps == 120
     assert plan.hours.low < plan.hours.expected < plan.hours.high < 0.2
     assert plan.memory_bytes.high < 3 * GIB
@@ -88,10 +88,12 @@ def test_checkpointing_comes_on_only_when_one_row_does_not_fit_without() -> None
         ({"attention": "sdpa"}, {}, A100, False),
         ({"attention": "sdpa"}, {"packing": "on"}, A100, True),
         ({"attention": "flash_attention_2"}, {"packing": "off"}, A100, False),
-        ({"base": "HuggingFaceTB/SmolLM2-135M"}, {}, {}, False),
+        ({"base": "HuggingFaceTB/SmolLM2-135M"}, {}, {}, True),
+        ({"base": "HuggingFaceTB/SmolLM2-135M"}, {"packing": "off"}, {}, False),
+        ({"base": "HuggingFaceTB/SmolLM2-135M", "attention": "eager"}, {}, {}, False),
     ],
 )
-def test_packing_is_on_by_itself_only_with_varlen_attention_on_a_gpu(
+def test_packing_is_on_by_itself_where_attention_takes_joined_rows_one_by_one(
     model: dict[str, Any], training: dict[str, Any], budget: dict[str, Any], packed: bool
 ) -> None:
     assert plan_of(spec_of(model=model, training=training, budget=budget)).packing is packed
@@ -228,3 +230,35 @@ def test_planning_loads_neither_torch_nor_transformers() -> None:
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60
     )
     assert shown.stdout.strip() == "set()"
+
+
+def noted(plan: Plan) -> dict[str, str]:
+    return {value.key: value.value for value in plan.derived}
+
+
+def test_what_slows_a_training_is_noted_with_a_figure() -> None:
+    training = {"activation_checkpointing": "on", "effective_batch_rows": 8}
+    qlora = {"adapter": {"method": "qlora"}, "budget": A100, "training": training}
+    slow = plan_of(spec_of(**qlora, model={"dtype": "float32"}), data_of(rows=64, mean=300, longest=1024))
+    assert noted(slow)["padding"] == "18%"  # a staircase of 8 micro-batches up to 1024: 64 of 364
+    assert noted(slow)["base_format"] == "float32"
+    assert noted(slow)["needless_checkpointing"] == "30 %"
+    short = plan_of(spec_of(adapter={"method": "qlora"}, budget=A100), data_of(rows=64, mean=100, longest=512))
+    assert noted(short)["expanding_nf4"] == "3%"  # in float32, above, products take so long that it hardly shows
+    quick = plan_of(spec_of(budget=A100, model={"attention": "flash_attention_2"}), data_of(mean=300, longest=2048))
+    assert not {"padding", "expanding_nf4", "base_format", "needless_checkpointing", "threads"} & noted(quick).keys()
+    assert noted(quick)["micro_batch_tokens"] == "16,384"
+
+
+def test_threads_are_shown_on_a_cpu_and_compiling_says_when_it_has_paid() -> None:
+    tiny = {"training": {"compile": True, "effective_batch_rows": 32}}
+    plan = make_plan(spec_of("tiny", **tiny), TINY_SHAPE, data_of(960, mean=60, longest=100), LAPTOP)
+    assert noted(plan)["threads"] == "at most 2"
+    step_seconds = 32 * 60 / plan.tokens_per_second.expected
+    assert int(noted(plan)["compile_pays_after"].replace(",", "")) == pytest.approx(28 / 0.15 / step_seconds, abs=1)
+
+
+def test_rows_are_not_joined_in_a_model_with_recurrent_layers() -> None:
+    hybrid = shape_from_config("hybrid", {**TINY, "layer_types": ["linear_attention", "full_attention"] * 3})
+    assert not hybrid.only_attends and TINY_SHAPE.only_attends
+    assert not make_plan(spec_of("tiny"), hybrid, data_of(960, mean=60, longest=100), LAPTOP).packing

@@ -1,5 +1,10 @@
-"""How the rows of an optimizer step are cut into micro-batches that fit one device."""
+"""How the rows of an optimizer step are cut into micro-batches that fit one device.
 
+Training cuts by tokens: a micro-batch holds what `micro_batch_rows` of the longest rows would take, and of shorter rows
+more. Preferences alone are cut by rows.
+"""
+
+import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -40,6 +45,16 @@ class Batching:
         return self.recipe.checkpointing
 
 
+@dataclass(frozen=True)
+class AverageMicroBatch:
+    """What a device computes at a time."""
+
+    tokens: float
+    """Padding included."""
+    useful_share: float
+    """Of the tokens: what is not padding."""
+
+
 def choose_batching(spec: RunSpec, shape: ModelShape, data: PreparedData, device: Device, limit_bytes: int) -> Batching:
     """Choose the first way that fits, fastest first: without checkpointing before with it, large before small.
 
@@ -77,12 +92,15 @@ def recipe_of(spec: RunSpec, shape: ModelShape, data: PreparedData, device: Devi
     )
 
 
-def is_packed(spec: RunSpec, data: PreparedData, device: Device) -> bool:
-    """Whether the rows of a micro-batch are joined into one: `auto` says so where attention is varlen."""
+def is_packed(spec: RunSpec, shape: ModelShape, data: PreparedData, device: Device) -> bool:
+    """Whether the rows of a micro-batch are joined into one.
+
+    `auto` says so where attention takes them one by one: FlashAttention on a GPU, torch's kernel as we use it on a CPU.
+    """
     if objective_of(spec.training.objective, data.kind) != "sft":
         return False
     if spec.training.packing == "auto":
-        return device.kind == "gpu" and spec.model.attention == "flash_attention_2"
+        return shape.only_attends and spec.model.attention == {"gpu": "flash_attention_2", "cpu": "sdpa"}[device.kind]
     return spec.training.packing == "on"
 
 
@@ -96,26 +114,35 @@ def largest_micro_batch(data: PreparedData, rows: int) -> MicroBatch:
     return MicroBatch(tokens, math.ceil(tokens * learned_share), data.longest_tokens)
 
 
-def average_micro_batch_tokens(spec: RunSpec, data: PreparedData, batching: Batching) -> float:
-    """Tokens computed in an average micro-batch, padding included.
+def average_micro_batch(spec: RunSpec, data: PreparedData, batching: Batching) -> AverageMicroBatch:
+    """Describe an average micro-batch.
 
     Rows are sorted by length in pools of 50 batches and cut into k micro-batches, each padded to its longest row: on
     average over the k steps of a staircase from 0 to the longest row, half a step is padding. Labelled answers are
     sorted within a batch only.
     """
-    rows = batching.micro_batch_rows
+    rows, gpus = spec.training.effective_batch_rows // spec.budget.gpus, spec.budget.gpus
     mean, longest = data.mean_row_tokens, data.sequences_per_row * data.longest_tokens
+    by_tokens = objective_of(spec.training.objective, data.kind) == "sft"
+    budget = batching.micro_batch_rows * longest
+    fewest = math.ceil(rows * mean / budget) if by_tokens else batching.accumulation_steps
     if batching.packing:
-        return rows * mean
+        return AverageMicroBatch(rows * mean / fewest, 1.0)
     pool = 1 if data.kind == "unpaired_preference" else POOL_BATCHES
     batches = min(pool, max(1, data.train_rows // spec.training.effective_batch_rows))
-    micro_batches = batches * batching.accumulation_steps * spec.budget.gpus
-    return rows * (mean + min(longest - mean, longest / (2 * micro_batches)))
+    # Of preferences, each rank takes the next stretch of the sorted rows; otherwise all get the same lengths.
+    neighbours = batches * (1 if by_tokens else gpus)
+
+    def padded(count: int) -> float:
+        return mean + min(longest - mean, longest / (2 * neighbours * count))
+
+    count = next(more for more in itertools.count(fewest) if not by_tokens or rows * padded(more) <= more * budget)
+    return AverageMicroBatch(rows * padded(count) / count, mean / padded(count))
 
 
 def _ways(spec: RunSpec, shape: ModelShape, data: PreparedData, device: Device, limit_bytes: int) -> Iterator[Batching]:
     rows_per_device = max(1, spec.training.effective_batch_rows // spec.budget.gpus)
-    packing = is_packed(spec, data, device)
+    packing = is_packed(spec, shape, data, device)
     for checkpointing in {"auto": (False, True), "on": (True,), "off": (False,)}[
         spec.training.activation_checkpointing
     ]:

@@ -6,9 +6,7 @@ from tuneline.contracts.artifacts import DerivedValue, PreparedData
 from tuneline.contracts.spec import RunSpec
 from tuneline.planning.batching import (
     MICRO_BATCH_TOKENS,
-    QLORA_MICRO_BATCH_TOKENS,
     Batching,
-    average_micro_batch_tokens,
 )
 from tuneline.planning.cost import Cost
 from tuneline.planning.hardware import CPU_MEMORY_SHARE, Device, as_gib
@@ -34,7 +32,7 @@ def derivations(
         ),
     ]
     if training.micro_batch_rows is None:
-        reason = _micro_batch_reason(spec, data, device, limit_bytes, batching)
+        reason = _micro_batch_reason(device, limit_bytes, batching)
         derived.append(DerivedValue(key="micro_batch_rows", value=str(batching.micro_batch_rows), reason=reason))
     if training.activation_checkpointing == "auto":
         reason = (
@@ -44,7 +42,7 @@ def derivations(
         )
         derived.append(_switch("activation_checkpointing", batching.checkpointing, reason))
     if training.packing == "auto":
-        derived.append(_switch("packing", batching.packing, _packing_reason(spec, device)))
+        derived.append(_switch("packing", batching.packing, _packing_reason(spec, device, packing=batching.packing)))
     return (*derived, *_limits(spec, device, limit_bytes, batching), *_money(device, cost), *_serving(spec))
 
 
@@ -63,31 +61,28 @@ def _steps_reason(spec: RunSpec, data: PreparedData) -> str:
 def _accumulation_reason(spec: RunSpec, batching: Batching) -> str:
     devices = f" x {spec.budget.gpus} GPUs" if spec.budget.gpus > 1 else ""
     return (
-        f"{batching.micro_batch_rows} rows x {batching.accumulation_steps}{devices} = "
-        f"{spec.training.effective_batch_rows}, training.effective_batch_rows"
+        f"at most: {batching.micro_batch_rows} rows x {batching.accumulation_steps}{devices} = "
+        f"{spec.training.effective_batch_rows}, training.effective_batch_rows; of short rows, more go together"
     )
 
 
-def _micro_batch_reason(spec: RunSpec, data: PreparedData, device: Device, limit_bytes: int, batching: Batching) -> str:
+def _micro_batch_reason(device: Device, limit_bytes: int, batching: Batching) -> str:
     kind = "power of two" if device.kind == "gpu" else "number"
-    text = (
+    return (
         f"the largest {kind} that divides a step's rows, stays below {MICRO_BATCH_TOKENS[device.kind]:,} tokens and "
         f"fits: {as_gib(batching.memory.total.high)} at most of {as_gib(limit_bytes)}"
         if batching.fits
         else f"the fewest rows; the upper end of the estimate, {as_gib(batching.memory.total.high)}, does not fit"
     )
-    tokens = average_micro_batch_tokens(spec, data, batching)
-    if spec.adapter.method == "qlora" and device.kind == "gpu" and tokens < QLORA_MICRO_BATCH_TOKENS:
-        text += (
-            f"; QLoRA expands its weights once per micro-batch, which {tokens:,.0f} tokens do not hide "
-            f"({QLORA_MICRO_BATCH_TOKENS:,} would)"
-        )
-    return text
 
 
-def _packing_reason(spec: RunSpec, device: Device) -> str:
+def _packing_reason(spec: RunSpec, device: Device, *, packing: bool) -> str:
     if device.kind == "cpu":
-        return "attention on a CPU is not varlen, so packing would cost more than padding"
+        return (
+            "the rows of a micro-batch are joined into one, without padding: attention takes them one by one"
+            if packing
+            else "only with sdpa attention, and in models that mix tokens by attention alone, are rows joined on a CPU"
+        )
     if spec.model.attention == "flash_attention_2":
         return "varlen attention: the rows of a micro-batch are joined into one, without padding"
     return f"{spec.model.attention} attention is not varlen; model.attention flash_attention_2 would make packing pay"

@@ -38,6 +38,8 @@ class ModelShape:
     linears: tuple[LinearModule, ...]
     fused: tuple[FusedWeight, ...] = ()
     experts_per_token: int = 0
+    only_attends: bool = True
+    """Whether tokens hear of each other by attention alone; a recurrent layer carries on from one text to the next."""
 
     @property
     def linear_parameters(self) -> int:
@@ -120,6 +122,7 @@ def shape_from_config(name: str, config: Mapping[str, object], tensors: TensorSh
         linears=linears_of(tensors),
         fused=fused_of(tensors),
         experts_per_token=positive(name, config, "num_experts_per_tok", default=1),
+        only_attends=_only_attends(config),
     )
 
 
@@ -147,6 +150,12 @@ def _text_config(name: str, config: Mapping[str, object], *, counted: bool) -> M
         what = f"the weights are quantised already ({method or 'quantization_config in config.json'})"
         raise UserError.of(what, where, "name the original model; adapter.method qlora quantises it to NF4")
     return config
+
+
+def _only_attends(config: Mapping[str, object]) -> bool:
+    kinds = config.get("layer_types") or ()
+    listed = all(kind.endswith("attention") and kind != "linear_attention" for kind in map(str, kinds))  # type: ignore[call-overload]
+    return listed and not any(key.startswith(("mamba_", "ssm_")) for key in config)
 
 
 def _mlp_size(name: str, config: Mapping[str, object]) -> int:

@@ -8,13 +8,14 @@ from tuneline.contracts.errors import Problem, UserError
 from tuneline.contracts.objectives import objective_of
 from tuneline.contracts.spec import BudgetSpec, RunSpec, TrainingSpec
 from tuneline.planning.advice import memory_problem
-from tuneline.planning.batching import Batching, average_micro_batch_tokens, choose_batching
+from tuneline.planning.batching import Batching, average_micro_batch, choose_batching
 from tuneline.planning.cost import Cost, cost_of, price_book
 from tuneline.planning.derivations import derivations
 from tuneline.planning.hardware import Device, Machine, device_of, memory_limit_bytes
 from tuneline.planning.model_shape import ModelShape
 from tuneline.planning.objectives import objective_problems
 from tuneline.planning.request import request_problems
+from tuneline.planning.speed_notes import speed_notes
 from tuneline.planning.throughput import model_flops_per_token, peak_flops_per_second, tokens_per_second
 
 
@@ -66,7 +67,12 @@ def make_plan(spec: RunSpec, shape: ModelShape, data: PreparedData, machine: Mac
         usd=cost.usd if cost else None,
         model_flops_per_token=model_flops_per_token(shape, batching.recipe),
         peak_flops_per_second=peak_flops_per_second(device, batching.recipe, spec.budget.gpus),
-        derived=derivations(spec, data, device, limit_bytes, batching, duration.optimizer_steps, cost),
+        derived=(
+            *derivations(spec, data, device, limit_bytes, batching, duration.optimizer_steps, cost),
+            *speed_notes(
+                spec, shape, data, device, machine, limit_bytes, batching, duration.tokens_per_second.expected
+            ),
+        ),
     )
 
 
@@ -79,9 +85,8 @@ def optimizer_steps(training: TrainingSpec, train_rows: int) -> int:
 def _duration(
     spec: RunSpec, shape: ModelShape, data: PreparedData, device: Device, machine: Machine, batching: Batching
 ) -> Duration:
-    rows = batching.micro_batch_rows
     mean_tokens = data.mean_row_tokens
-    computed_tokens = average_micro_batch_tokens(spec, data, batching)
+    average = average_micro_batch(spec, data, batching)
     speed = tokens_per_second(
         shape,
         batching.recipe,
@@ -89,9 +94,9 @@ def _duration(
         devices=spec.budget.gpus,
         cores=machine.cores,
         packing=batching.packing,
-        micro_batch_tokens=computed_tokens,
+        micro_batch_tokens=average.tokens,
         row_tokens=mean_tokens / data.sequences_per_row,
-        useful_share=rows * mean_tokens / computed_tokens,
+        useful_share=average.useful_share,
     )
     steps = optimizer_steps(spec.training, data.train_rows)
     tokens = steps * spec.training.effective_batch_rows * mean_tokens

@@ -4,6 +4,10 @@ Work per token, N being the weights a token is multiplied with and a the attenti
 LoRA (the frozen base needs no weight gradients), 6N + 3a for a full fine-tune; checkpointing repeats the forward pass.
 """
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
 from tuneline.contracts.artifacts import Estimate
 from tuneline.planning.hardware import Device
 from tuneline.planning.memory import NF4_BITS, Recipe
@@ -23,6 +27,24 @@ CPU_DEQUANTISE_BYTES_PER_SECOND = 5.5e9
 """NF4 to fp32 on one such core, bitsandbytes 0.50, measured."""
 DEQUANTISED_BYTES = 4
 """Each pass over an NF4 weight writes and reads its 16-bit form."""
+
+
+@dataclass(frozen=True)
+class Compilation:
+    """What `training.compile` costs once, and the share of a step that it saves."""
+
+    seconds: float
+    saved_share: float
+
+
+COMPILATION: Mapping[str, Compilation] = MappingProxyType(
+    {
+        # A layer's kind compiled once: 9.2 M parameter Llama, LoRA r = 16, one Xeon core with AMX, measured.
+        "cpu": Compilation(28.0, 0.15),
+        # axolotl's docs/optimizations.qmd: 14 to 19 % of a step of Qwen3-8B LoRA, for whole models, after 5 to 15 min.
+        "gpu": Compilation(600.0, 0.16),
+    }
+)
 
 
 def tokens_per_second(
@@ -51,17 +73,29 @@ def tokens_per_second(
         useful_share: tokens of the data among those computed.
     """
     flops = flops_per_token(shape, recipe, row_tokens)
-    if device.kind == "gpu":
-        share = PACKED_UTILISATION if packing else PADDED_UTILISATION
-        peak = _gpu_peak(device, recipe)
-    else:
-        share, peak = CPU_UTILISATION, cores * _cpu_flops_per_core(shape, recipe)
+    share, peak = _utilisation(device, packing=packing), _peak(shape, recipe, device, cores)
     tax = _dequantise_seconds(shape, recipe, device, cores) / micro_batch_tokens
 
     def speed(utilisation: float) -> float:
         return devices * useful_share / (flops / (utilisation * peak) + tax)
 
     return Estimate(low=speed(share.low), expected=speed(share.expected), high=speed(share.high))
+
+
+def dequantise_share(
+    shape: ModelShape,
+    recipe: Recipe,
+    device: Device,
+    *,
+    cores: int,
+    packing: bool,
+    micro_batch_tokens: float,
+    row_tokens: float,
+) -> float:
+    """Share of the time in which NF4 weights are expanded; arguments as those of `tokens_per_second`."""
+    tax = _dequantise_seconds(shape, recipe, device, cores) / micro_batch_tokens
+    reached = _utilisation(device, packing=packing).expected * _peak(shape, recipe, device, cores)
+    return tax / (tax + flops_per_token(shape, recipe, row_tokens) / reached)
 
 
 def model_flops_per_token(shape: ModelShape, recipe: Recipe) -> float:
@@ -77,6 +111,16 @@ def peak_flops_per_second(device: Device, recipe: Recipe, devices: int) -> float
     if device.kind == "cpu":
         return None
     return devices * _gpu_peak(device, recipe)
+
+
+def _utilisation(device: Device, *, packing: bool) -> Estimate:
+    if device.kind == "cpu":
+        return CPU_UTILISATION
+    return PACKED_UTILISATION if packing else PADDED_UTILISATION
+
+
+def _peak(shape: ModelShape, recipe: Recipe, device: Device, cores: int) -> float:
+    return _gpu_peak(device, recipe) if device.kind == "gpu" else cores * _cpu_flops_per_core(shape, recipe)
 
 
 def _gpu_peak(device: Device, recipe: Recipe) -> float:
