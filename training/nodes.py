@@ -242,12 +242,15 @@ def _repeated(act: Callable[[], None], wanted: bool) -> Iterator[None]:
             while not over.wait(POLL_SECONDS):
                 act()
 
+    thread = threading.Thread(target=repeat, daemon=True, name="nodes")
     if wanted:
-        threading.Thread(target=repeat, daemon=True, name="nodes").start()
+        thread.start()
     try:
         yield
     finally:
         over.set()
+        if wanted:  # an interpreter that ends while a thread is inside torch aborts
+            thread.join()
 
 
 def _wait(condition: Callable[[], bool], seconds: float) -> None:
