@@ -247,7 +247,7 @@ def test_what_slows_a_training_is_noted_with_a_figure() -> None:
     assert noted(short)["expanding_nf4"] == "3%"  # in float32, above, products take so long that it hardly shows
     quick = plan_of(spec_of(budget=A100, model={"attention": "flash_attention_2"}), data_of(mean=300, longest=2048))
     assert not {"padding", "expanding_nf4", "base_format", "needless_checkpointing", "threads"} & noted(quick).keys()
-    assert noted(quick)["micro_batch_tokens"] == "16,384"
+    assert noted(quick)["micro_batch_tokens"] == f"{quick.micro_batch_rows * 2048:,}"
 
 
 def test_threads_are_shown_on_a_cpu_and_compiling_says_when_it_has_paid() -> None:

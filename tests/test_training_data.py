@@ -1,6 +1,8 @@
 from collections import Counter
 
-from training.data import reading_order
+from tiny_model import make_prepared, make_tiny_base
+
+from training.data import load_rows, reading_order
 
 LENGTHS = [20 + (row * 37) % 80 for row in range(100)]
 
@@ -37,3 +39,14 @@ def test_fewer_rows_than_a_step_needs_are_read_again():
     order = reading_order([10, 20, 30], steps=2, batch_rows=8, seed=3)
     assert len(order) == 16
     assert set(Counter(order).values()) <= {5, 6}
+
+
+def test_all_ranks_get_rows_of_the_same_lengths_and_together_those_that_one_would_read(tmp_path):
+    prepared = make_prepared(tmp_path / "prepared", make_tiny_base(tmp_path / "base"))
+    alone, together = (load_rows(prepared, steps=12, batch_rows=8, seed=3, ranks=ranks) for ranks in (1, 2))
+    for step in range(12):
+        first, second = (together.row_tokens[8 * step + start : 8 * step + start + 4] for start in (0, 4))
+        assert all(one >= other for one, other in zip(first, second, strict=True))
+        assert sum(first) - sum(second) <= first[0] - second[-1]
+        assert sorted(together.row_ids(step, step + 1)) == sorted(alone.row_ids(step, step + 1))
+    assert together.tokens_after_step == alone.tokens_after_step
