@@ -38,6 +38,7 @@ VARIANTS = {
     "tuneline": ("defaults",),
     "trl": ("defaults", "tuned", "packed"),
     "llamafactory": ("defaults", "tuned"),
+    "axolotl": ("defaults", "tuned"),
 }
 BASELINE = "trl defaults"
 
@@ -47,6 +48,7 @@ class Run:
     """One training of a contender."""
 
     seconds: float
+    cpu_seconds: float
     to_first_step_seconds: float
     learned_tokens: int
     steps: int
@@ -58,6 +60,11 @@ class Run:
     def rate(self) -> float:
         """Learned tokens per second."""
         return self.learned_tokens / self.seconds
+
+    @property
+    def cpu_rate(self) -> float:
+        """Learned tokens per second of processor time, which a busy machine distorts less."""
+        return self.learned_tokens / self.cpu_seconds
 
 
 @dataclass
@@ -168,11 +175,11 @@ def _contenders(names: Sequence[str], folder: Path) -> list[Contender]:
 def _print(name: str, rows: int, parameters: int, contenders: Sequence[Contender]) -> None:
     title = f"{name}: {rows} rows, {parameters / 1e6:.1f} M parameters, {CORES} cores, medians; {describe_machine()}"
     table = Table(title=title, title_justify="left")
-    columns = ("contender", "runs", "learned tokens/s", "min to max", "x TRL's defaults", "steps", "learned tokens")
-    for column in (*columns, "first step s", "peak MiB", "loss"):
+    columns = ("contender", "runs", "learned tokens/s", "min to max", "x TRL's defaults", "per CPU s", "x by CPU")
+    for column in (*columns, "steps", "learned tokens", "first step s", "peak MiB", "loss"):
         table.add_column(column, justify="left" if column == "contender" else "right")
     base = next((one for one in contenders if one.label == BASELINE and one.runs), None)
-    base_rate = statistics.median(run.rate for run in base.runs) if base else None
+    base_rates = (_rate(base), _cpu_rate(base)) if base else None
     for contender in contenders:
         if not contender.runs:
             table.add_row(contender.label, "0", f"failed: {contender.failure[:80]}")
@@ -181,9 +188,11 @@ def _print(name: str, rows: int, parameters: int, contenders: Sequence[Contender
         table.add_row(
             contender.label,
             str(len(rates)),
-            f"{statistics.median(rates):,.0f}",
+            f"{_rate(contender):,.0f}",
             f"{min(rates):,.0f} to {max(rates):,.0f}",
-            f"{statistics.median(rates) / base_rate:.2f}" if base_rate else "",
+            f"{_rate(contender) / base_rates[0]:.2f}" if base_rates else "",
+            f"{_cpu_rate(contender):,.0f}",
+            f"{_cpu_rate(contender) / base_rates[1]:.2f}" if base_rates else "",
             str(last.steps),
             f"{last.learned_tokens:,}",
             f"{statistics.median(run.to_first_step_seconds for run in contender.runs):.1f}",
@@ -191,6 +200,14 @@ def _print(name: str, rows: int, parameters: int, contenders: Sequence[Contender
             f"{last.first_loss:.3f} to {last.last_loss:.3f}",
         )
     CONSOLE.print(table)
+
+
+def _rate(contender: Contender) -> float:
+    return statistics.median(run.rate for run in contender.runs)
+
+
+def _cpu_rate(contender: Contender) -> float:
+    return statistics.median(run.cpu_rate for run in contender.runs)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from benchmarks.peers.training_protocol import ALPHA, RANK, TrainingDriver, lear
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "defaults": {},
-    "tuned": {"bf16": True, "disable_gradient_checkpointing": True, "group_by_length": True},
+    "tuned": {"bf16": True, "disable_gradient_checkpointing": True, "train_sampling_strategy": "group_by_length"},
 }
 
 
