@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from bitsandbytes.nn import Params4bit
 from transformers import AutoModelForCausalLM
 
 from training import nf4
@@ -51,9 +52,14 @@ def load_base(folder: Path, method: str, precision: Precision, attention: str, *
 
 def _widen(model: torch.nn.Module, dtype: torch.dtype) -> None:
     """Hold what NF4 left alone (embeddings, norms, head) in a wider format: the same values, quicker on this device."""
-    for parameter in model.parameters():
-        if parameter.is_floating_point():
-            parameter.data = parameter.data.to(dtype)
+    for parameter in _plain(model):
+        parameter.data = parameter.data.to(dtype)
+
+
+def _plain(model: torch.nn.Module) -> list[torch.nn.Parameter]:
+    """List the floating-point weights that are what they seem: packed NF4 that FSDP will shard has their dtype, too."""
+    weights = [parameter for parameter in model.parameters() if not isinstance(parameter, Params4bit)]
+    return [parameter for parameter in weights if parameter.is_floating_point()]
 
 
 def _check_loaded(folder: Path, found: Mapping[str, Any]) -> None:
@@ -67,6 +73,6 @@ def _check_loaded(folder: Path, found: Mapping[str, Any]) -> None:
 
 def _assert_dtype(model: torch.nn.Module, dtype: torch.dtype) -> None:
     # Some architectures keep a few small tensors in float32 on purpose: what matters is that the bulk is not.
-    floating = [parameter for parameter in model.parameters() if parameter.is_floating_point()]
+    floating = _plain(model)
     bulk = sum(parameter.numel() for parameter in floating if parameter.dtype == dtype)
     assert 2 * bulk > sum(parameter.numel() for parameter in floating), f"the base was not loaded as {dtype}"
