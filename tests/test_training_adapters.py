@@ -16,7 +16,7 @@ from tiny_preferences import make_preferences
 from transformers import AutoModelForCausalLM
 
 import training.train as stage
-from training import adapters
+from training import adapters, nf4
 from training.base_model import load_base
 from training.coverage import coverage
 from training.merge import merge
@@ -82,7 +82,7 @@ def run(root, base, steps=3, dtype="float32", training=None, **adapter):
 
     def keep_answers(job, trainer, *rest):
         model = trainer.model.eval()
-        stage.nf4.keep_unpacked(model)
+        nf4.keep_unpacked(model)
         live.extend(answer_logits(model, sample) for sample in read_samples(prepared))
         return finish(job, trainer, *rest)
 
@@ -264,7 +264,7 @@ def test_under_trl_a_quantised_bases_trainables_keep_their_float32_values(tmp_pa
 
     monkeypatch.setattr(stage.adapters, "add_adapter", add)
     monkeypatch.setattr(stage, "Movement", Look)
-    monkeypatch.setattr(stage, "has_fast_bfloat16", lambda _: True)  # frozen in bfloat16, as on a GPU
+    monkeypatch.setattr("training.setup.has_fast_bfloat16", lambda _: True)  # frozen in bfloat16, as on a GPU
     run(tmp_path, bases["dense"], steps=1, dtype="bfloat16", method="qlora", dora=True)
     assert dtypes[0] == ({torch.float32}, {torch.bfloat16, torch.uint8})
     assert dtypes[1][0] == {torch.float32}

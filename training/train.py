@@ -1,76 +1,29 @@
 """The stage `train`: prepared rows and a plan in, trained weights out, whatever interrupts it in between."""
 
-import os
 import shutil
-from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
-from accelerate import PartialState
-from transformers import AutoTokenizer, PrinterCallback, set_seed
+from transformers import AutoTokenizer, PrinterCallback
 
-from training import adapters, admission, checkpoints, low_rank, metrics, nf4, pissa, sharding, weights
+from training import adapters, admission, checkpoints, metrics, pissa, sharding, weights
 from training import held_out as held_out_loss
-from training.attention import training_attention
-from training.base_model import load_base
 from training.callbacks import Peak, Preemption, Progress, SealCheckpoints, StopOnPreemption
-from training.compilation import compile_layers
-from training.coverage import coverage, describe
-from training.data import TrainingRows, load_rows
-from training.facts import facts_of
+from training.coverage import coverage
+from training.data import TrainingRows
 from training.faults import device_watched, disk_watched
 from training.held_out import HeldOutLoss
 from training.memory import memory_watched, peak_memory_bytes
 from training.movement import Movement
-from training.objectives import arguments_of, make_engine
-from training.precision import (
-    Precision,
-    choose_precision,
-    has_fast_bfloat16,
-    keep_freed_memory,
-    training_device,
-    use_granted_threads,
-)
+from training.objectives import make_engine
+from training.precision import keep_freed_memory, use_granted_threads
 from training.preflight import PreflightSteps
+from training.setup import Setup, Start, find_start, set_up
 from training.stall import StallWatch
 from training.watchdogs import Watchdogs
 from tuneline.contracts.artifacts import Adapter, Plan, Preflight, PreparedData
 from tuneline.contracts.jobs import Job, JobInterrupted, JobStatus, ProgressEvent, Reporter
 from tuneline.contracts.ladder import plan_on, read_ladder
-from tuneline.contracts.objectives import WITH_REFERENCE, Objective, objective_of
 from tuneline.contracts.store import read_record
-
-
-@dataclass(frozen=True)
-class Setup:
-    """What a training works with, loaded."""
-
-    objective: Objective
-    model: Any
-    reference: Any
-    """Frozen copy of the base where every weight is trained towards preferences, else None."""
-    arguments: Any
-    rows: TrainingRows
-    nf4_modules: tuple[str, ...]
-    precision: Precision
-    facts: Mapping[str, str]
-    """What its weights depend on."""
-    sharded: bool
-    """Whether FSDP cuts the weights up over the ranks."""
-    micro_batch_tokens: int
-    """Of a micro-batch at most, padding included."""
-    joined: bool
-    """Whether the rows of a micro-batch are put end to end, without padding."""
-
-
-@dataclass(frozen=True)
-class Start:
-    """Where a training begins: nowhere, or at a checkpoint."""
-
-    checkpoint: Path | None = None
-    step: int = 0
-    train_seconds: float = 0.0
 
 
 def train(job: Job, report: Reporter) -> Adapter:
@@ -84,8 +37,8 @@ def train(job: Job, report: Reporter) -> Adapter:
     keep_freed_memory()
     plan = plan_on(read_record(job.inputs["plan"], Plan), read_ladder(job.out_dir))
     with Preemption(plan.optimizer_steps) as preemption:
-        setup = _set_up(job, plan)
-        start = _find_start(job.out_dir, setup.facts)
+        setup = set_up(job, plan)
+        start = find_start(job.out_dir, setup.facts)
         note = f"resumed from step {start.step}" if start.checkpoint else "preflight: measuring memory and speed"
         report(ProgressEvent(done=start.step, planned=plan.optimizer_steps, unit="steps", note=note))
         held_out = _held_out(job, setup)
@@ -112,68 +65,6 @@ def train(job: Job, report: Reporter) -> Adapter:
         if not held_out.stopped_early:
             _check_end(trainer.state.global_step, plan.optimizer_steps, preemption)
         return _finish(job, trainer, setup, progress.seconds, start.step, held_out)
-
-
-def _set_up(job: Job, plan: Plan) -> Setup:
-    spec = job.spec
-    device = training_device()
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
-    precision = choose_precision(spec.model.dtype, device, fast_bfloat16=has_fast_bfloat16(device))
-    folder = job.out_dir / checkpoints.FOLDER
-    # Made before the model: on several ranks this is what starts their process group.
-    prepared = read_record(job.inputs["prepared"], PreparedData)
-    objective = objective_of(spec.training.objective, prepared.kind)
-    arguments = arguments_of(objective, spec.training, plan, prepared, precision, folder, processes=processes)
-    set_seed(spec.training.seed)  # decides the adapter's first values
-    sharded = spec.training.fsdp and processes > 1
-    attention = training_attention(spec.model.attention, precision)
-    model = load_base(job.inputs["base"], spec.adapter.method, precision, attention, sharded=sharded)
-    nf4_modules = nf4.quantised_modules(model)
-    if spec.adapter.method != "full":
-        model = adapters.add_adapter(model, spec.adapter, folder / pissa.START)
-    if PartialState().is_main_process:
-        print(describe(coverage(model)), flush=True)
-    if spec.training.compile:
-        compile_layers(model, device)
-    elif device == "cpu" and not sharded:
-        low_rank.fuse(model)
-    batch_rows = plan.micro_batch_rows * plan.accumulation_steps * processes
-    rows = load_rows(
-        job.inputs["prepared"], plan.optimizer_steps, batch_rows, spec.training.seed, objective, processes
-    )
-    reference = None
-    if objective in WITH_REFERENCE and spec.adapter.method == "full":
-        reference = load_base(job.inputs["base"], "full", precision, attention, sharded=sharded)
-        reference.requires_grad_(False).eval()
-    facts = facts_of(spec, plan, prepared)
-    micro_batch_tokens = plan.micro_batch_rows * prepared.longest_tokens
-    return Setup(
-        objective,
-        model,
-        reference,
-        arguments,
-        rows,
-        nf4_modules,
-        precision,
-        facts,
-        sharded,
-        micro_batch_tokens,
-        joined=plan.packing,
-    )
-
-
-def _find_start(out_dir: Path, facts: Mapping[str, str]) -> Start:
-    folder = out_dir / checkpoints.FOLDER
-    with PartialState().main_process_first():  # one rank deletes what is torn before the others look
-        found = checkpoints.newest_whole(folder)
-    if found:
-        checkpoints.check_same_training(found[1], facts, folder)
-    start = Start(found[0], found[1].step, found[1].train_seconds) if found else Start()
-    if PartialState().is_main_process:
-        metrics.forget_after(out_dir / Adapter.METRICS, start.step)
-        held_out_loss.forget_after(out_dir, start.step)
-    PartialState().wait_for_everyone()
-    return start
 
 
 def _held_out(job: Job, setup: Setup) -> HeldOutLoss:
