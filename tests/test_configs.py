@@ -10,12 +10,13 @@ from tuneline.contracts.spec_loading import load_spec
 CONFIGS = sorted((Path(__file__).resolve().parents[1] / "configs").rglob("*.yaml"), key=lambda path: path.stem)
 
 
-def test_there_are_eight_configs() -> None:
+def test_there_are_nine_configs() -> None:
     assert [path.stem for path in CONFIGS] == [
         "banking77",
         "gsm8k-qlora",
         "llama31-8b-qlora-a100",
         "llama33-70b-qlora-8xa100",
+        "preferences-dpo",
         "quickstart",
         "quickstart-forgets",
         "qwen3-8b-lora-a100",
