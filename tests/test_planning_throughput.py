@@ -73,9 +73,9 @@ def test_qlora_pays_per_micro_batch_for_expanding_nf4(tokens: int, tax: float) -
 @pytest.mark.parametrize(
     ("hidden", "layers", "mlp", "vocabulary", "row_tokens", "measured"),
     [
-        (192, 6, 512, 2048, 64, {"bf16": 4400, "fp32": 3700}),
-        (384, 8, 1024, 8192, 128, {"bf16": 1394, "fp32": 890}),
-        (576, 30, 1536, 49152, 256, {"bf16": 186, "fp32": 118}),
+        (192, 6, 512, 2048, 64, {"bf16": 7462, "fp32": 4255}),
+        (384, 8, 1024, 8192, 128, {"bf16": 2416, "fp32": 1243}),
+        (576, 30, 1536, 49152, 256, {"bf16": 368, "fp32": 177}),
     ],
 )
 def test_a_cpu_core_has_the_speed_that_was_measured(
