@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -10,7 +11,8 @@ from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers, processors
 from transformers import AutoTokenizer
 
 from tuneline.data import encoding
-from tuneline.data.encoding import EncodedText, Encoder, RememberedText, WordMemory
+from tuneline.data.encoding import Encoder, WordMemory
+from tuneline.data.tokenized import TokenizedTexts
 
 BASE = Path(__file__).resolve().parents[1] / "examples" / "quickstart" / "base"
 PRE_TOKENIZERS = {
@@ -69,24 +71,50 @@ def family(request: pytest.FixtureRequest) -> tuple[Any, Encoder]:
 
 
 @settings(max_examples=150, deadline=None)
-@given(text=TEXTS)
-def test_any_text_has_the_tokenizers_ids_and_places(family: tuple[Any, Encoder], text: str) -> None:
+@given(texts=st.lists(TEXTS, max_size=3))
+def test_any_texts_have_the_tokenizers_ids_and_places(family: tuple[Any, Encoder], texts: list[str]) -> None:
     made, encoder = family
-    found = encoder.encode([text])[0]
-    expected = EncodedText(made.encode(text, add_special_tokens=False), len(text))
-    assert found.ids.tolist() == expected.ids.tolist()
-    places = range(len(text) + 1)
-    assert [found.token_at(place) for place in places] == [expected.token_at(place) for place in places]
-    for token in range(len(found.ids)):
-        for place in places:
-            assert found.begins_before(token, place) == expected.begins_before(token, place)
+    found = encoder.encode(texts)
+    encodings = [made.encode(text, add_special_tokens=False) for text in texts]
+    assert found.equals(TokenizedTexts.of_encodings(encodings, texts))
+    for number, (text, encoding_) in enumerate(zip(texts, encodings, strict=True)):
+        assert found.ids_of(number).tolist() == encoding_.ids
+        of_text, places = np.full(len(text) + 1, number), np.arange(len(text) + 1)
+        tokens = found.tokens_at(of_text, places) - found.tokens[number]
+        assert tokens.tolist() == [_token_at(encoding_, place, len(text)) for place in range(len(text) + 1)]
+        for token, (start, _) in enumerate(encoding_.offsets):
+            before = found.begin_before(np.full(len(places), token + found.tokens[number]), of_text, places)
+            assert before.tolist() == [start < place for place in range(len(text) + 1)]
 
 
-def test_plain_text_comes_from_memory_and_other_writing_from_the_tokenizer(family: tuple[Any, Encoder]) -> None:
-    _, encoder = family
+def _token_at(found: Any, character: int, length: int) -> int:
+    """Ask the tokenizer for the first token that holds a character, or one behind it."""
+    tokens = (found.char_to_token(place) for place in range(character, length))
+    return next((token for token in tokens if token is not None), len(found.ids))
+
+
+def test_plain_text_comes_from_memory_and_other_writing_from_the_tokenizer(
+    family: tuple[Any, Encoder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, encoder = family
     texts = ["plain caf\u00e9 \u2013 \u201cquoted\u201d <|im_end|>\n", "\u0434\u0430", "tab\u00a0space", "plain"]
-    kinds = [type(found) for found in encoder.encode(texts)]
-    assert kinds == [RememberedText, EncodedText, EncodedText, RememberedText]
+    remembered: list[str] = []
+    encode = WordMemory.encode
+    monkeypatch.setattr(WordMemory, "encode", lambda memory, some: remembered.extend(some) or encode(memory, some))
+    found = encoder.encode(texts)
+    assert remembered == [texts[0], texts[3]]
+    assert [found.ids_of(number).tolist() for number in range(4)] == [made.encode(text).ids for text in texts]
+
+
+def test_texts_are_chosen_and_joined_with_their_places() -> None:
+    made = backend("byte level")
+    texts = ["", "one two", "", "caf\u00e9 \U0001f600!", "three"]
+    found = TokenizedTexts.of_encodings([made.encode(text) for text in texts], texts)
+    chosen = [3, 0, 1, 1]
+    again = TokenizedTexts.of_encodings([made.encode(texts[place]) for place in chosen], [texts[n] for n in chosen])
+    assert found.take(np.array(chosen)).equals(again)
+    parts = [found.take(np.array(places, dtype=np.int64)) for places in ([0, 1], [], [2, 3, 4])]
+    assert parts[0].followed_by(parts[1]).followed_by(parts[2]).equals(found)
 
 
 def test_a_word_is_asked_for_once_and_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -94,11 +122,11 @@ def test_a_word_is_asked_for_once_and_memory_is_bounded(monkeypatch: pytest.Monk
     assert memory is not None
     monkeypatch.setattr(encoding, "REMEMBERED_WORDS", len(memory) + 3)
     for number in range(50):
-        memory.encode(f"word number {number}")
+        memory.encode([f"word number {number}"])
         assert len(memory) <= encoding.REMEMBERED_WORDS
-    memory.clear()
-    memory.encode("one two one two one")
-    assert sorted(memory) == [" one", " two", "one"]
+    memory.forget()
+    memory.encode(["one two one", "two one"])
+    assert sorted(memory) == [encoding.BORDER, " one", " two", "one", "two"]
 
 
 @pytest.mark.parametrize(
@@ -124,7 +152,7 @@ def test_a_tokenizer_whose_words_cannot_be_told_is_left_to_itself(change: Any) -
     made = backend("byte level")
     change(made)
     assert WordMemory.of(made) is None
-    assert Encoder(made).encode(["Hello there"])[0].ids.tolist() == made.encode("Hello there").ids
+    assert Encoder(made).encode(["Hello there"]).ids.tolist() == made.encode("Hello there").ids
 
 
 def test_a_cut_that_differs_from_the_tokenizers_is_found_before_it_is_used(monkeypatch: pytest.MonkeyPatch) -> None:

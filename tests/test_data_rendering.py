@@ -273,7 +273,7 @@ def test_an_item_asks_for_its_last_answer_whatever_the_weights_and_refuses_a_row
 def test_tokens_are_counted_by_whose_words_they_are(base: Path, tmp_path: Path) -> None:
     chats = renderer(base, tmp_path)
     row = sound(chats.render([chat(*TWO_TURNS)]))[0]
-    counts, learned_counts = count_by_role(row.turns, row.tokens.labels)
+    counts, learned_counts = count_by_role([row.turns], [row.tokens.labels])
 
     def tokens(*texts: str) -> int:
         return sum(len(chats.tokenizer.tokenizer.tokenize(text)) for text in texts)
@@ -320,7 +320,7 @@ def test_whatever_the_words_the_mask_covers_the_answers_and_ids_are_the_whole_te
             f"{content}{ending}" for role, content in turns if role == "assistant"
         )
     assert not row.altered
-    counts, learned_counts = count_by_role(row.turns, row.tokens.labels)
+    counts, learned_counts = count_by_role([row.turns], [row.tokens.labels])
     assert sum(counts.values()) == len(row.tokens.ids)
     assert sum(learned_counts.values()) == row.tokens.learned
     assert min(counts.values()) >= 0

@@ -1,22 +1,25 @@
 """Texts to token ids that can be traced back to characters: by the tokenizer itself, or word by word from memory.
 
 Byte-level BPE looks at one word (pre-token) at a time, so that a word's ids can be remembered. `tokenizers` 0.23 takes
-230 us for a row of 200 tokens; cutting the text at its spaces and looking the runs up takes 36. That is done where it
-is certain to be the same: for tokenizers whose cutting pattern can be said in `re`, and texts of characters that every
-Unicode version puts in the same class. It is compared with the tokenizer when it is made, and in one text of
-`CHECKED_EVERY` as it works.
+230 us for a row of 200 tokens; cutting a chunk of texts at their spaces and looking the runs up takes 16. That is done
+where it is certain to be the same: for tokenizers whose cutting pattern can be said in `re`, and texts of characters
+that every Unicode version puts in the same class. It is compared with the tokenizer when it is made, and in one text
+of `CHECKED_EVERY` as it works.
 """
 
 import json
 import random
 import re
-from bisect import bisect_right
-from collections.abc import Sequence
-from functools import cached_property
-from typing import Any, Protocol, Self
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from typing import Any, Final, Self
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
+
+from tuneline.data.ragged import offsets_of, places_of
+from tuneline.data.tokenized import TokenizedTexts
 
 CHECKED_EVERY = 256
 PROBED_PIECES = 2_000
@@ -27,74 +30,14 @@ LETTERS = "A-Za-z\u00aa\u00b5\u00ba\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u024f"
 NUMBERS = "0-9\u00b2\u00b3\u00b9\u00bc-\u00be"
 KNOWN_TEXT = re.compile("[\t\n\r -~\u00a1-\u012f\u0132-\u017e\u0180-\u024f\u2010-\u2027\u20ac]*")
 """Latin text with punctuation. Left out: spaces beyond ASCII, and the letters that case folding makes ASCII."""
-CUT = "\0"
-"""Marks a place to cut at; `KNOWN_TEXT` has no zero byte."""
-BEFORE_SPACE = f"{CUT} "
+BORDER = "\1"
+"""A run without tokens, before each text and behind the last; `KNOWN_TEXT` has no such byte."""
+WHITE: Final = np.frombuffer(b"\t\n\r ", dtype=np.uint8)
+"""The white space of `KNOWN_TEXT`."""
+PAIR_BYTES: Final = 8
 BYTE_LEVEL_PATTERN = r" ?\p{L}+| ?\p{N}+|'(?:[stmd]|re|ve|ll)| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 """What `use_regex` stands for, words before contractions: the two never begin alike, and words are tried first."""
 _CLASS = re.compile(r"\[[^\]]*\]")
-
-
-class TokenizedText(Protocol):
-    """A text's token ids, and which token a character is in."""
-
-    @property
-    def ids(self) -> NDArray[np.int32]:
-        """Token ids."""
-        ...
-
-    def token_at(self, character: int) -> int:
-        """Return the number of the first token that holds the character; of the next one where none does."""
-        ...
-
-    def begins_before(self, token: int, character: int) -> bool:
-        """Whether a token holds characters before this one."""
-        ...
-
-
-class EncodedText:
-    """A text as the tokenizer itself encoded it."""
-
-    def __init__(self, encoding: Any, length: int) -> None:
-        """Wrap a `tokenizers.Encoding` of a text of `length` characters."""
-        self._encoding, self._length = encoding, length
-        self.ids: NDArray[np.int32] = np.array(encoding.ids, dtype=np.int32)
-
-    def token_at(self, character: int) -> int:
-        """Return the number of the first token that holds the character; of the next one where none does."""
-        for place in range(character, self._length):
-            token = self._encoding.char_to_token(place)
-            if token is not None:
-                return int(token)
-        return len(self.ids)
-
-    def begins_before(self, token: int, character: int) -> bool:
-        """Whether a token holds characters before this one."""
-        return bool(self._encoding.token_to_chars(token)[0] < character)
-
-
-class RememberedText:
-    """A text as the ids of its runs, each token with how far it reaches."""
-
-    def __init__(self, packed: NDArray[np.int32]) -> None:
-        """Take ids and steps in turns, as `WordMemory` holds them."""
-        self.ids = packed[0::2].copy()
-        self._steps = packed[1::2]
-
-    @cached_property
-    def _ends(self) -> list[int]:
-        """The character behind each token."""
-        ends: list[int] = np.cumsum(self._steps >> 1).tolist()
-        return ends
-
-    def token_at(self, character: int) -> int:
-        """Return the number of the first token that holds the character; of the next one where none does."""
-        return bisect_right(self._ends, character)
-
-    def begins_before(self, token: int, character: int) -> bool:
-        """Whether a token holds characters before this one."""
-        before = self._ends[token - 1] if token else 0
-        return before - int(self._steps[token] & 1) < character
 
 
 class Encoder:
@@ -105,18 +48,20 @@ class Encoder:
         self._backend = backend
         self._memory = WordMemory.of(backend)
 
-    def encode(self, texts: Sequence[str]) -> list[TokenizedText]:
+    def encode(self, texts: Sequence[str]) -> TokenizedTexts:
         """Tokenise texts, in order."""
         memory = self._memory
         if memory is None:
             return self._by_backend(texts)
         known = [KNOWN_TEXT.fullmatch(text) is not None for text in texts]
-        others = iter(self._by_backend([text for text, simple in zip(texts, known, strict=True) if not simple]))
-        return [memory.encode(text) if simple else next(others) for text, simple in zip(texts, known, strict=True)]
+        if all(known):
+            return memory.encode(texts)
+        others = self._by_backend([text for text, simple in zip(texts, known, strict=True) if not simple])
+        found = memory.encode([text for text, simple in zip(texts, known, strict=True) if simple])
+        return found.followed_by(others).take(np.argsort(np.argsort(~np.array(known), kind="stable")))
 
-    def _by_backend(self, texts: Sequence[str]) -> list[TokenizedText]:
-        encodings = self._backend.encode_batch(list(texts), add_special_tokens=False)
-        return [EncodedText(encoding, len(text)) for encoding, text in zip(encodings, texts, strict=True)]
+    def _by_backend(self, texts: Sequence[str]) -> TokenizedTexts:
+        return TokenizedTexts.of_encodings(self._backend.encode_batch(list(texts), add_special_tokens=False), texts)
 
 
 class WordMemory(dict[str, bytes]):
@@ -127,12 +72,16 @@ class WordMemory(dict[str, bytes]):
     further than the one before it, plus 1 where both hold a part of one character.
     """
 
-    def __init__(self, backend: Any, pattern: re.Pattern[str], special: re.Pattern[str]) -> None:
-        """Cut with `pattern` what lies between the special tokens that `special` finds."""
+    def __init__(self, backend: Any, pattern: re.Pattern[str], contents: Sequence[str]) -> None:
+        """Cut with `pattern` what lies between special tokens of these contents."""
         super().__init__()
-        self._backend, self._pattern, self._special = backend, pattern, special
+        longest_first = sorted(contents, key=lambda text: (-len(text), text))
+        special = re.compile(f"({'|'.join(map(re.escape, longest_first))})" if contents else r"((?!))")
+        self._backend, self._pattern, self._special, self._contents = backend, pattern, special, frozenset(contents)
+        self._special_bytes = re.compile(special.pattern.encode())
         self._tangled = re.compile(rf"\s (?:\s|\Z|{special.pattern})")
         self._encoded = 0
+        self.forget()
 
     @classmethod
     def of(cls, backend: Any) -> Self | None:
@@ -141,51 +90,99 @@ class WordMemory(dict[str, bytes]):
         pattern = _cutting_pattern(facts)
         if pattern is None:
             return None
-        contents = sorted((token["content"] for token in facts["added_tokens"]), key=lambda text: (-len(text), text))
-        special = re.compile(f"({'|'.join(map(re.escape, contents))})" if contents else r"((?!))")
-        memory = cls(backend, pattern, special)
+        contents = [token["content"] for token in facts["added_tokens"]]
+        memory = cls(backend, pattern, contents)
         probes = [*_probes(contents), *_probes_of_vocabulary(backend)]
-        return memory if all(memory._agrees(text) for text in probes) else None
+        return memory if memory._by_words(probes).equals(memory._by_backend(probes)) else None
 
-    def __missing__(self, run: str) -> bytes:
-        """Join the tokens of a new run's words; ask the tokenizer for a new word."""
-        words = self._words(run)
-        tokens = b"".join(map(self.__getitem__, words)) if len(words) > 1 else self._ask(run).tobytes()
-        if len(self) >= REMEMBERED_WORDS:
-            self.clear()
-        self[run] = tokens
-        return tokens
+    def forget(self) -> None:
+        """Empty the memory."""
+        self.clear()
+        self[BORDER] = b""
 
-    def encode(self, text: str) -> RememberedText:
-        """Tokenise a text of which `KNOWN_TEXT` holds."""
-        self._encoded += 1
-        if self._encoded % CHECKED_EVERY == 0:
-            assert self._agrees(text), f"words from memory differ from the tokenizer's in {text[:200]!r}"
-        return RememberedText(self._packed(text))
+    def encode(self, texts: Sequence[str]) -> TokenizedTexts:
+        """Tokenise texts of which `KNOWN_TEXT` holds."""
+        found = self._by_words(texts)
+        checked = range(-self._encoded % CHECKED_EVERY, len(texts), CHECKED_EVERY)
+        self._encoded += len(texts)
+        expected = self._by_backend([texts[place] for place in checked])
+        assert found.take(np.array(checked, dtype=np.int64)).equals(expected), (
+            "words from memory differ from the tokenizer's"
+        )
+        return found
 
-    def _packed(self, text: str) -> NDArray[np.int32]:
-        return np.frombuffer(b"".join(map(self.__getitem__, self._cut(text))), dtype=np.int32)
+    def _by_words(self, texts: Sequence[str]) -> TokenizedTexts:
+        runs, numbers = self._cut(texts)
+        known = list(map(self.get, runs))
+        if None in known:
+            self._learn(runs)
+        joined = [self[run] for run in runs]
+        counts = np.fromiter(map(len, joined), np.int64, len(joined)) // PAIR_BYTES
+        lengths = counts[numbers]
+        packed = np.frombuffer(b"".join(joined), dtype=np.int64)  # a pair at a time
+        pairs = packed[places_of(offsets_of(counts)[numbers], lengths)].view(np.int32).reshape(-1, 2)
+        advances = pairs[:, 1] >> 1
+        ends = np.cumsum(advances, dtype=np.int64)
+        return TokenizedTexts(
+            ids=pairs[:, 0].copy(),
+            begins=ends - advances - (pairs[:, 1] & 1),
+            ends=ends,
+            tokens=np.cumsum(lengths)[numbers == runs.index(BORDER)],
+            characters=offsets_of([len(text) for text in texts]),
+        )
 
-    def _cut(self, text: str) -> list[str]:
-        """Cut before each space and around special tokens; into words where it matters what is around a space."""
-        # White space before a space, and more of it or an end behind: a word may take in both. Most texts have none.
-        spaced = "  " in text or "\n " in text or "\t " in text or "\r " in text
-        if spaced and self._tangled.search(text):
-            return [word for part in self._special.split(text) for word in self._words(part)]
-        return CUT.join(self._special.split(text.replace(" ", BEFORE_SPACE))).split(CUT)
+    def _cut(self, texts: Sequence[str]) -> tuple[list[str], NDArray[np.int32]]:
+        """Cut texts into runs: the different ones, and the number of each one in order.
+
+        Runs are slices of the joined texts, which Arrow compares: 7 us for a row of 120 runs, in Python 20.
+        """
+        whole = "".join([BORDER, *[f"{text}{BORDER}" for text in texts]]).encode()
+        characters = np.frombuffer(whole, dtype=np.uint8)
+        cuts = characters == ord(" ")
+        spaces, borders = np.flatnonzero(cuts), np.flatnonzero(characters == ord(BORDER))
+        special = [place for found in self._special_bytes.finditer(whole) for place in found.span()]
+        cuts[special], cuts[borders], cuts[borders[:-1] + 1] = True, True, True
+        # White space before a space, and more of it or an end behind: a word may take in both.
+        spaced = spaces[np.isin(characters[spaces - 1], WHITE)]
+        for text in np.unique(np.searchsorted(borders, spaced) - 1).tolist():
+            if self._tangled.search(texts[text]):
+                self._cut_into_words(texts[text], cuts[borders[text] + 1 : borders[text + 1]])
+        offsets = pa.py_buffer(np.append(np.flatnonzero(cuts), len(whole)))
+        runs = pa.LargeStringArray.from_buffers(np.count_nonzero(cuts), offsets, pa.py_buffer(whole))
+        encoded = runs.dictionary_encode()
+        return encoded.dictionary.to_pylist(), encoded.indices.to_numpy()
+
+    def _cut_into_words(self, text: str, cuts: NDArray[np.bool_]) -> None:
+        words = [word.encode() for part in self._special.split(text) for word in self._words(part)]
+        cuts[:] = False
+        cuts[offsets_of([len(word) for word in words])[:-1]] = True
+
+    def _learn(self, runs: Sequence[str]) -> None:
+        """Join the tokens of new runs' words; ask the tokenizer for new words."""
+        new = [run for run in runs if run not in self]
+        if len(self) + len(new) > REMEMBERED_WORDS:
+            self.forget()
+            new = [run for run in runs if run not in self]
+        words_of = {run: self._words(run) for run in new}
+        words = list(dict.fromkeys(word for words in words_of.values() for word in words if word not in self))
+        self.update(zip(words, self._ask(words), strict=True))
+        self.update({run: b"".join([self[word] for word in words]) for run, words in words_of.items()})
 
     def _words(self, run: str) -> list[str]:
         """Cut a run into words; a special token is one."""
-        return [run] if self._special.fullmatch(run) else self._pattern.findall(run)
+        return [run] if run in self._contents else self._pattern.findall(run)
 
-    def _ask(self, text: str) -> NDArray[np.int32]:
-        encoding = self._backend.encode(text, add_special_tokens=False)
-        starts, ends = np.array(encoding.offsets, dtype=np.int32).reshape(-1, 2).T
-        before = np.concatenate([np.zeros(1, dtype=np.int32), ends])[: len(ends)]
-        return np.stack([np.array(encoding.ids, dtype=np.int32), 2 * (ends - before) + before - starts], axis=1).ravel()
+    def _ask(self, words: Sequence[str]) -> Iterator[bytes]:
+        found = self._by_backend(words)
+        before = np.concatenate([np.zeros(1, dtype=np.int64), found.ends])[:-1]
+        pairs = np.stack([found.ids, 2 * (found.ends - before) + before - found.begins], axis=1).astype(np.int32)
+        packed = pairs.tobytes()
+        return (packed[start:end] for start, end in pairwise((found.tokens * PAIR_BYTES).tolist()))
 
-    def _agrees(self, text: str) -> bool:
-        return np.array_equal(self._packed(text), self._ask(text))
+    def _by_backend(self, texts: Sequence[str]) -> TokenizedTexts:
+        """Ask for one text after another: `encode_batch` is no quicker for words, and starts threads before a fork."""
+        encodings = [self._backend.encode(text, add_special_tokens=False) for text in texts]
+        return TokenizedTexts.of_encodings(encodings, texts)
 
 
 def _cutting_pattern(facts: dict[str, Any]) -> re.Pattern[str] | None:

@@ -16,7 +16,7 @@ from tuneline.contracts.records import IGNORED_LABEL, Example
 from tuneline.contracts.spec import ModelSpec
 from tuneline.data.ledger import Loss
 from tuneline.data.lengths import fit, limits_around, lost_by_truncation
-from tuneline.data.masks import count_by_role
+from tuneline.data.masks import count_by_role, last_learned, learned_tokens
 from tuneline.data.prepared_rows import item_batch, row_batch
 from tuneline.data.rendering import Refused, Rendered, Renderer
 from tuneline.data.table import Part
@@ -135,10 +135,11 @@ def _sound(outcomes: Sequence[Rendered | Refused], tokenizer: ChatTokenizer) -> 
     """Part the rows that can be trained on from those that cannot, with the reason."""
     sound: list[Rendered] = []
     refused: list[Loss] = []
+    learned = iter(learned_tokens([row.tokens.labels for row in outcomes if isinstance(row, Rendered)]).tolist())
     for row in outcomes:
         if isinstance(row, Refused):
             refused.append(Loss(row.row_id, NOT_RENDERED, row.why))
-        elif fault := _fault(row, tokenizer):
+        elif fault := _fault(row, next(learned), tokenizer):
             refused.append(Loss(row.row_id, fault))
         else:
             sound.append(row)
@@ -182,11 +183,11 @@ def mask_lens(row: Rendered, tokenizer: ChatTokenizer) -> Sample:
     return Sample(row_id=row.row_id, pieces=tuple(pieces))
 
 
-def _fault(row: Rendered, tokenizer: ChatTokenizer) -> str | None:
+def _fault(row: Rendered, learned: int, tokenizer: ChatTokenizer) -> str | None:
     bos = tokenizer.bos_token_id
     if bos is not None and np.count_nonzero(row.tokens.ids == bos) > 1:
         return TWO_BOS
-    return None if row.tokens.learned else NOTHING_TO_LEARN
+    return None if learned else NOTHING_TO_LEARN
 
 
 def _remarks(rows: Sequence[Rendered], tokenizer: ChatTokenizer) -> list[Loss]:
@@ -207,8 +208,9 @@ def _words(example: Example) -> list[str]:
 
 def _measure_before(facts: Facts, rows: Sequence[Rendered], limits_tokens: Sequence[int]) -> None:
     facts.lengths_before.append(np.array([len(row.tokens.ids) for row in rows], dtype=np.int32))
-    facts.learned_before.append(np.array([row.tokens.learned for row in rows], dtype=np.int32))
-    facts.lost = lost_by_truncation([row.tokens.labels for row in rows], limits_tokens)
+    labels = [row.tokens.labels for row in rows]
+    facts.learned_before.append(learned_tokens(labels).astype(np.int32))
+    facts.lost = lost_by_truncation(labels, limits_tokens)
 
 
 def _measure_after(facts: Facts, rows: Sequence[Rendered], tokenizer: ChatTokenizer) -> None:
@@ -216,9 +218,9 @@ def _measure_after(facts: Facts, rows: Sequence[Rendered], tokenizer: ChatTokeni
     rejected = [len(row.rejected.ids) for row in rows if row.rejected]
     facts.rejected_tokens, facts.longest_rejected_tokens = sum(rejected), max(rejected, default=0)
     facts.desirable = sum(row.example.desirable is True for row in rows)
-    for row in rows:
-        by_role, learned_by_role = count_by_role(row.turns, row.tokens.labels)
-        facts.by_role.update(by_role)
-        facts.learned_by_role.update(learned_by_role)
-        facts.learned += sum(learned_by_role.values())
-        facts.ends_with_stop += row.tokens.last_learned in tokenizer.stop_token_ids
+    labels = [row.tokens.labels for row in rows]
+    by_role, learned_by_role = count_by_role([row.turns for row in rows], labels)
+    facts.by_role.update(by_role)
+    facts.learned_by_role.update(learned_by_role)
+    facts.learned = sum(learned_by_role.values())
+    facts.ends_with_stop = int(np.isin(last_learned(labels), tokenizer.stop_token_ids).sum())

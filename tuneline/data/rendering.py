@@ -6,15 +6,14 @@ conversation grows (Qwen3 drops their thoughts), the conversation becomes one ro
 model is asked for that answer; a template that changes the very prompt it answers is refused, with the place.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tuneline.contracts.records import IGNORED_LABEL, Example
-from tuneline.data.encoding import TokenizedText
-from tuneline.data.masks import Span, Turn, after_stop, find_turns, in_tokens, mask_spans
+from tuneline.data.masks import Span, Turn, after_stops, find_turns, in_tokens, mask_spans
 from tuneline.data.rows import UnusableRow
 from tuneline.data.tokenizer import ChatTokenizer
 from tuneline.data.views import ASKED, EVERYTHING
@@ -37,11 +36,6 @@ class Tokens:
     def learned(self) -> int:
         """Number of tokens that carry a label."""
         return int(np.count_nonzero(self.labels != IGNORED_LABEL))
-
-    @property
-    def last_learned(self) -> int:
-        """Id of the last token that carries a label; there is one."""
-        return int(self.labels[self.labels != IGNORED_LABEL][-1])
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,19 +67,24 @@ class Renderer:
 
     def __init__(self, tokenizer: ChatTokenizer, learn: str) -> None:
         """Use `learn` (`data.learn`) for messages that say nothing themselves."""
-        self.tokenizer, self._learn = tokenizer, learn
-        self._stops = frozenset(tokenizer.stop_token_ids)
+        self.tokenizer, self._learn, self._stops = tokenizer, learn, tokenizer.stop_token_ids
 
     def render(self, examples: Sequence[Example]) -> list[Rendered | Refused]:
         """Render examples for training, in order; an unstable conversation becomes one row per answer."""
-        outcomes = write_out(self.tokenizer, examples, self._learn)
-        tokenized = iter(self.tokenizer.encode([written.text for written in _all_written(outcomes)]))
+        outcomes = [write_out(self.tokenizer, example, self._learn) for example in examples]
+        written = [
+            (example, one)
+            for example, outcome in zip(examples, outcomes, strict=True)
+            if not isinstance(outcome, UnusableRow)
+            for one in outcome
+        ]
+        made = iter(self._rows(written))
         rows: list[Rendered | Refused] = []
         for example, outcome in zip(examples, outcomes, strict=True):
             if isinstance(outcome, UnusableRow):
                 rows.append(Refused(example.row_id, str(outcome)))
             else:
-                rows += self._rows(example, [(written, next(tokenized)) for written in outcome])
+                rows += _of_example(example, [next(made) for _ in outcome])
         return rows
 
     def render_items(self, examples: Sequence[Example]) -> list[Rendered | Refused]:
@@ -93,41 +92,40 @@ class Renderer:
 
         Prompt and answer are tokenised apart, as they are when a server reads the one and writes the other.
         """
-        outcomes = [_asked(outcome) for outcome in write_out(self.tokenizer, examples, ASKED)]
-        tokenized = iter(self.tokenizer.encode([half for one in _all_written(outcomes) for half in _halves(one)]))
+        outcomes = [_asked(write_out(self.tokenizer, example, ASKED)) for example in examples]
+        tokenized = self.tokenizer.encode([half for one in _all_written(outcomes) for half in _halves(one)])
+        ids = map(tokenized.ids_of, range(len(tokenized)))
         rows: list[Rendered | Refused] = []
         for example, outcome in zip(examples, outcomes, strict=True):
             if isinstance(outcome, UnusableRow):
                 rows.append(Refused(example.row_id, str(outcome)))
             else:
-                halves = [(next(tokenized), next(tokenized)) for _ in outcome]
-                tokens = [self._of_halves(example, prompt, answer) for prompt, answer in halves]
+                tokens = [self._of_halves(example, next(ids), next(ids)) for _ in outcome]
                 altered = any(find_turns(one.text, one.view.messages) is None for one in outcome)
                 rows.append(Rendered(example.row_id, example, tokens[0], _second(tokens), altered=altered))
         return rows
 
-    def _rows(self, example: Example, written: list[tuple[Written, TokenizedText]]) -> list[Rendered]:
-        rows = [self._row(example, one, tokenized) for one, tokenized in written]
-        if example.kind == "preference":
-            better, worse = rows
-            return [replace(better, rejected=worse.tokens, altered=better.altered or worse.altered)]
-        if len(rows) == 1:
-            return rows
-        return [replace(row, row_id=f"{row.row_id}/{n}", unrolled=True) for n, row in enumerate(rows, start=1)]
-
-    def _row(self, example: Example, written: Written, tokenized: TokenizedText) -> Rendered:
-        ids = tokenized.ids
-        if example.text is not None:
-            tokens = self._of_text(ids)
-            return Rendered(example.row_id, example, tokens, None, (Turn(TEXT_ROLE, Span(0, len(tokens.ids))),))
+    def _rows(self, written: Sequence[tuple[Example, Written]]) -> Iterator[Rendered]:
+        """Tokenise texts and label what is learned, all of them at once."""
+        tokenized = self.tokenizer.encode([one.text for _, one in written])
         # Where everything is learned, users' turns end with stop tokens too.
-        stops = self._stops if written.view.learned is not EVERYTHING else frozenset()
-        mask = mask_spans(tokenized, written.spans, stops)
-        last = mask.spans[-1] if mask.spans else Span(len(ids), len(ids))
-        tokens = Tokens(ids, mask.labels, last.start, last.end)
-        turns = find_turns(written.text, written.view.messages)
-        in_ids = in_tokens(turns or (), tokenized)
-        return Rendered(example.row_id, example, tokens, None, in_ids, mask.merged_borders, turns is None)
+        stopping = np.array([one.view.learned is not EVERYTHING for _, one in written], dtype=np.bool_)
+        masks = mask_spans(tokenized, [one.spans for _, one in written], self._stops, stopping)
+        found = [find_turns(one.text, one.view.messages) for _, one in written]
+        turns = in_tokens([of_text or () for of_text in found], tokenized)
+        runs = zip(masks.last_starts.tolist(), masks.last_ends.tolist(), masks.merged_borders.tolist(), strict=True)
+        for text, ((example, _), (start, end, merged)) in enumerate(zip(written, runs, strict=True)):
+            ids = tokenized.ids_of(text)
+            if example.text is not None:
+                yield self._of_document(example, ids)
+                continue
+            labels = masks.labels[tokenized.tokens[text] : tokenized.tokens[text + 1]]
+            tokens = Tokens(ids, labels, start, end)
+            yield Rendered(example.row_id, example, tokens, None, turns[text], merged, found[text] is None)
+
+    def _of_document(self, example: Example, ids: NDArray[np.int32]) -> Rendered:
+        tokens = self._of_text(ids)
+        return Rendered(example.row_id, example, tokens, None, (Turn(TEXT_ROLE, Span(0, len(tokens.ids))),))
 
     def _of_text(self, ids: NDArray[np.int32]) -> Tokens:
         """Put the tokenizer's own opening before a document and its EOS after it; the opening is not learned."""
@@ -137,18 +135,28 @@ class Renderer:
         labels[: len(bos)] = IGNORED_LABEL
         return Tokens(whole, labels, len(bos), len(whole))
 
-    def _of_halves(self, example: Example, prompt: TokenizedText, answer: TokenizedText) -> Tokens:
+    def _of_halves(self, example: Example, prompt: NDArray[np.int32], answer: NDArray[np.int32]) -> Tokens:
         if example.text is not None:
-            tokens = self._of_text(answer.ids)
+            tokens = self._of_text(answer)
             start = max(1, tokens.answer_start)  # the first token cannot be foretold from nothing
             labels = np.where(np.arange(len(tokens.ids)) < start, IGNORED_LABEL, tokens.labels)
             return Tokens(tokens.ids, labels.astype(np.int32), start, tokens.answer_end)
-        ids = np.concatenate([prompt.ids, answer.ids])
-        start = len(prompt.ids)
-        end = after_stop(ids, start, len(ids), self._stops)
-        labels = np.full(len(ids), IGNORED_LABEL, dtype=np.int32)
+        ids = np.concatenate([prompt, answer])
+        start, whole = len(prompt), len(prompt) + len(answer)
+        end = int(after_stops(ids, np.array([start]), np.array([whole]), self._stops)[0])
+        labels = np.full(whole, IGNORED_LABEL, dtype=np.int32)
         labels[start:end] = ids[start:end]
         return Tokens(ids, labels, start, end)
+
+
+def _of_example(example: Example, rows: list[Rendered]) -> list[Rendered]:
+    """Make one row of a pair, and number the rows of an unrolled conversation."""
+    if example.kind == "preference":
+        better, worse = rows
+        return [replace(better, rejected=worse.tokens, altered=better.altered or worse.altered)]
+    if len(rows) == 1:
+        return rows
+    return [replace(row, row_id=f"{row.row_id}/{n}", unrolled=True) for n, row in enumerate(rows, start=1)]
 
 
 def _all_written(outcomes: Sequence[Outcome]) -> list[Written]:

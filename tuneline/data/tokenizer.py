@@ -3,10 +3,9 @@
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,15 +13,15 @@ from numpy.typing import NDArray
 from tuneline.contracts.errors import UserError
 from tuneline.contracts.records import Message
 from tuneline.contracts.spec import ModelSpec
-from tuneline.data.encoding import Encoder, TokenizedText
+from tuneline.data.encoding import Encoder
+from tuneline.data.template import ChatTemplate
+from tuneline.data.tokenized import TokenizedTexts
 
 
-@dataclass(frozen=True)
-class Prompt:
-    """The beginning of a conversation, to be written out by the template."""
+class Beginning(NamedTuple):
+    """The first messages of a conversation, to be written out by the template; no dataclass: two for each row."""
 
-    messages: tuple[Message, ...]
-    tools: str | None
+    messages: int
     asks: bool
     """Whether the template's generation prompt follows: the place where the model starts to answer."""
 
@@ -37,7 +36,6 @@ class ChatTokenizer:
             UserError: no fast tokenizer, or no stop token.
         """
         from transformers import AutoTokenizer, GenerationConfig
-        from transformers.utils.chat_template_utils import _compile_jinja_template
 
         self.tokenizer: Any = AutoTokenizer.from_pretrained(base)
         if not self.tokenizer.is_fast:
@@ -50,9 +48,7 @@ class ChatTokenizer:
         self.stop_token_ids = self._stop_token_ids()
         self.generation_config.eos_token_id = list(self.stop_token_ids)
         self._encoder = self._make_encoder()
-        compiled = _compile_jinja_template(self.template)
-        # Each rendering copies them; from jinja's ChainMap that is 5 of its 17 us.
-        compiled.globals = dict(compiled.globals)
+        self._chat_template = ChatTemplate(self.template, self.tokenizer.special_tokens_map)
 
     @property
     def template(self) -> str:
@@ -74,7 +70,7 @@ class ChatTokenizer:
     def opening_token_ids(self) -> tuple[int, ...]:
         """Ids that the tokenizer itself puts before plain text."""
         with_opening = self.tokenizer("a")["input_ids"]
-        return tuple(with_opening[: with_opening.index(int(self.encode(["a"])[0].ids[0]))])
+        return tuple(with_opening[: with_opening.index(int(self.encode(["a"]).ids[0]))])
 
     @cached_property
     def special_spelling(self) -> re.Pattern[str]:
@@ -99,40 +95,25 @@ class ChatTokenizer:
         backend.post_processor = processors.Sequence([])
         return Encoder(backend)
 
-    def encode(self, texts: Sequence[str]) -> list[TokenizedText]:
+    def encode(self, texts: Sequence[str]) -> TokenizedTexts:
         """Tokenise texts as they stand."""
         return self._encoder.encode(texts)
 
-    def write_out(self, prompts: Sequence[Prompt]) -> list[str | Exception]:
-        """Apply the chat template; a conversation that it refuses yields the error instead of a text."""
-        written: dict[int, str | Exception] = {}
-        groups: dict[tuple[str | None, bool], list[int]] = {}
-        for index, prompt in enumerate(prompts):
-            groups.setdefault((prompt.tools, prompt.asks), []).append(index)
-        for (tools, asks), indices in groups.items():
-            texts = self._apply([prompts[index].messages for index in indices], tools, asks)
-            written.update(zip(indices, texts, strict=True))
-        return [written[index] for index in range(len(prompts))]
+    def write_out(
+        self, messages: Sequence[Message], tools: str | None, beginnings: Sequence[Beginning]
+    ) -> list[str | Exception]:
+        """Apply the chat template to beginnings of a conversation; where it refuses, the error stands for the text."""
+        chat, parsed, template = (
+            [self._as_chat(message) for message in messages],
+            _parse_tools(tools),
+            self._chat_template,
+        )
+        return [template.write(chat[: one.messages], parsed, asks=one.asks) for one in beginnings]
 
     def save(self, folder: Path) -> None:
         """Write tokenizer, template and generation config: they travel with the model from here to the server."""
         self.tokenizer.save_pretrained(folder)
         self.generation_config.save_pretrained(folder)
-
-    def _apply(
-        self, conversations: Sequence[tuple[Message, ...]], tools: str | None, asks: bool
-    ) -> Sequence[str | Exception]:
-        from jinja2 import TemplateError
-
-        chats = [[self._as_chat(message) for message in messages] for messages in conversations]
-        options = {"tools": _parse_tools(tools), "tokenize": False, "add_generation_prompt": asks}
-        try:
-            texts: list[str] = self.tokenizer.apply_chat_template(chats, **options)
-        except (TemplateError, TypeError, ValueError, KeyError) as error:
-            if len(chats) == 1:
-                return [error]
-            return [text for one in conversations for text in self._apply([one], tools, asks)]
-        return texts
 
     def _as_chat(self, message: Message) -> dict[str, Any]:
         chat = message.as_chat()

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from tuneline.contracts.records import Example, Message
 from tuneline.data.masks import Span
 from tuneline.data.rows import UnusableRow
-from tuneline.data.tokenizer import Prompt
+from tuneline.data.tokenizer import Beginning
 
 SHOWN_CHARACTERS = 40
 """Text after the place where two renderings part, in an error."""
@@ -59,28 +59,26 @@ def learned_messages(messages: Sequence[Message], learn: str) -> tuple[int, ...]
     answers = [index for index, message in enumerate(messages) if message.role == "assistant" and index > 0]
     if learn == ASKED:
         return tuple(answers[-1:]) if messages[-1].role == "assistant" else ()
-    chosen = {"assistant": set(answers), "last_assistant": set(answers[-1:]), "all": set(range(len(messages)))}[learn]
-    learned = tuple(
-        index
-        for index, message in enumerate(messages)
-        if (message.weight == 1 if message.weight is not None else index in chosen)
-    )
+    every = range(len(messages))
+    chosen = {"assistant": answers, "last_assistant": answers[-1:], "all": every}[learn]
+    weights = {index: message.weight for index, message in enumerate(messages) if message.weight is not None}
+    learned = tuple([index for index in every if weights.get(index, index in chosen)]) if weights else tuple(chosen)
     return EVERYTHING if learn == "all" and len(learned) == len(messages) else learned
 
 
-def prompts_of(view: View) -> list[Prompt]:
+def beginnings_of(view: View) -> list[Beginning]:
     """List what the template must write out: the whole, then the text before and after each learned message."""
-    prompts = [Prompt(view.messages, view.tools, asks=False)]
+    beginnings = [Beginning(len(view.messages), asks=False)]
     for index in view.learned or ():
         if index > 0:
-            prompts.append(Prompt(view.messages[:index], view.tools, asks=view.messages[index].role == "assistant"))
+            beginnings.append(Beginning(index, asks=view.messages[index].role == "assistant"))
         if index + 1 < len(view.messages):
-            prompts.append(Prompt(view.messages[: index + 1], view.tools, asks=False))
-    return prompts
+            beginnings.append(Beginning(index + 1, asks=False))
+    return beginnings
 
 
 def learned_spans(view: View, texts: Sequence[str | Exception]) -> tuple[Span, ...]:
-    """Find the learned characters in `texts[0]`; `texts` are those of `prompts_of(view)`.
+    """Find the learned characters in `texts[0]`; `texts` are those of `beginnings_of(view)`.
 
     Raises:
         UnusableRow: the template refuses the conversation.
