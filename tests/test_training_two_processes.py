@@ -14,6 +14,7 @@ import torch
 from processes import ROOT, TAG, describe, eventually, kill_all, program_environment, tagged
 from safetensors.torch import load_file
 from tiny_model import make_job, make_plan, make_prepared, make_tiny_base
+from tiny_preferences import make_preferences
 
 from training import checkpoints
 from training.base_model import load_base
@@ -145,6 +146,16 @@ def test_sharding_changes_no_weight_of_any_method(tmp_path, bases, prepared, met
     ups = [name for name in whole if "lora_B" in name]  # start at 0
     apart = torch.cat([(found[name] - whole[name]).flatten() for name in ups]).norm()
     assert apart < 0.1 * torch.cat([whole[name].flatten() for name in ups]).norm()
+
+
+@pytest.mark.long
+def test_sharding_changes_no_weight_of_a_training_beside_its_reference(tmp_path, bases):
+    pairs = make_preferences(tmp_path / "pairs", bases["float32"], "preference")
+    sections = {"adapter": {"method": "full"}}
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "sharded").mkdir()
+    whole = Training(tmp_path / "whole", bases, pairs, **sections).finish()
+    assert_close(Training(tmp_path / "sharded", bases, pairs, training={"fsdp": True}, **sections).finish(), whole)
 
 
 @pytest.mark.parametrize("frozen", [torch.float32, torch.bfloat16])
