@@ -180,8 +180,7 @@ def forty_steps(fsdp: bool):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("fsdp", [False, True])
-@pytest.mark.parametrize("who", ["launcher", "0", "1"])
+@pytest.mark.parametrize(("who", "fsdp"), [("launcher", False), ("1", False), ("1", True)])
 def test_sigterm_to_any_process_preempts_all_at_one_step(tmp_path, bases, prepared, undisturbed, who, fsdp):
     training = Training(tmp_path, bases, prepared, **forty_steps(fsdp))
     with training.started() as process:
@@ -197,8 +196,7 @@ def test_sigterm_to_any_process_preempts_all_at_one_step(tmp_path, bases, prepar
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("fsdp", [False, True])
-@pytest.mark.parametrize("who", ["launcher", "0", "1"])
+@pytest.mark.parametrize(("who", "fsdp"), [("launcher", False), ("1", False), ("0", True)])
 def test_a_process_that_is_killed_takes_all_with_it_and_costs_no_bit(tmp_path, bases, prepared, undisturbed, who, fsdp):
     training = Training(tmp_path, bases, prepared, **forty_steps(fsdp))
     with training.started() as process:
