@@ -1,6 +1,6 @@
 """Our training and the peers': the same rows, model, adapter and learned tokens, on the same cores.
 
-python -m benchmarks.training [--rows 600] [--sets problems,chats] [--only tuneline,trl] [--repeats 3]
+python -m benchmarks.training [--rows 600] [--sets problems,chats] [--only tuneline,trl] [--repeats 3] [--cores 2]
 
 Learned tokens per second are those of the whole loop, from the first step's begin to the last one's end: preparation
 and imports are apart. Contenders take turns, so that a busy minute meets all of them.
@@ -32,7 +32,6 @@ from benchmarks.training_rows import chat_rows, grow_model, problem_rows, write_
 CONSOLE = Console(width=200)
 SEED = 17
 LONGEST_TOKENS = 1_000
-CORES = 2
 MIB = 2**20
 VARIANTS = {
     "tuneline": ("defaults",),
@@ -129,10 +128,14 @@ def main() -> None:
                         files = {part: str(root / f"{name}-{part}.jsonl") for part in ("train", "held_out")}
                         contender.run(
                             TrainingTask(
-                                **files, model=str(root / "model"), work=work, variant=contender.variant, cores=CORES
+                                **files,
+                                model=str(root / "model"),
+                                work=work,
+                                variant=contender.variant,
+                                cores=options.cores,
                             )
                         )
-            _print(name, options.rows, parameters, contenders)
+            _print(name, options, parameters, contenders)
 
 
 def _options() -> argparse.Namespace:
@@ -141,6 +144,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--sets", default="problems,chats", help="some of %(default)s")
     parser.add_argument("--only", default=",".join(VARIANTS), help="some of %(default)s")
     parser.add_argument("--repeats", type=int, default=3, help="runs of each contender; medians are shown")
+    parser.add_argument("--cores", type=int, default=2, help="of each contender; threads beyond free cores wait")
     parser.add_argument("--peer-envs", type=Path, default=DEFAULT_FOLDER, help="folder of the peers' environments")
     options = parser.parse_args()
     options.sets, options.only = options.sets.split(","), options.only.split(",")
@@ -172,8 +176,9 @@ def _contenders(names: Sequence[str], folder: Path) -> list[Contender]:
     return found
 
 
-def _print(name: str, rows: int, parameters: int, contenders: Sequence[Contender]) -> None:
-    title = f"{name}: {rows} rows, {parameters / 1e6:.1f} M parameters, {CORES} cores, medians; {describe_machine()}"
+def _print(name: str, options: argparse.Namespace, parameters: int, contenders: Sequence[Contender]) -> None:
+    size = f"{options.rows} rows, {parameters / 1e6:.1f} M parameters, {options.cores} cores"
+    title = f"{name}: {size}, medians; {describe_machine()}"
     table = Table(title=title, title_justify="left")
     columns = ("contender", "runs", "learned tokens/s", "min to max", "x TRL's defaults", "per CPU s", "x by CPU")
     for column in (*columns, "steps", "learned tokens", "first step s", "peak MiB", "loss"):
