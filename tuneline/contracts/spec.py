@@ -45,7 +45,7 @@ class TrainingSpec(Section):
     effective_batch_rows: Annotated[int, Field(ge=1)] = 32
     """Rows per optimizer step, over all devices and accumulation."""
     micro_batch_rows: Annotated[int, Field(ge=1)] | None = None
-    """Rows per forward pass and device; derived from memory when absent."""
+    """Rows of the longest length that a forward pass holds on a device, and more of shorter ones; else derived."""
     learning_rate: Annotated[float, Field(gt=0, le=MAX_LEARNING_RATE)] = 2e-4
     """Peak learning rate; 2e-4 is usual for an adapter of a large model, 2e-5 for `full`."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
@@ -59,7 +59,7 @@ class TrainingSpec(Section):
     activation_checkpointing: Literal["auto", "on", "off"] = "auto"
     """Recompute activations in the backward pass: less memory, about 30 % more time."""
     packing: Literal["auto", "on", "off"] = "auto"
-    """Several conversations in one row; `auto` packs only where attention is varlen."""
+    """Rows of a micro-batch are joined, without padding; `auto` does so where attention takes them one by one."""
     fsdp: bool = False
     """Shard weights, gradients and optimizer over the GPUs of `budget.gpus`."""
     compile: bool = False
