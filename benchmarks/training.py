@@ -101,13 +101,14 @@ class Contender:
             to_first = 0.0
             facts: Mapping[str, Any] | None = None
             for line in process.stdout:
-                said = json.loads(line)
-                if said.pop("event") == "first":
+                message = json.loads(line)
+                if message.pop("event") == "first":
                     to_first = time.perf_counter() - started
                 else:
-                    facts = said
+                    facts = message
         if facts is None:
-            self.failure = (log.read_text(encoding="utf-8").strip().splitlines() or ["it said nothing"])[-1]
+            said = log.read_text(encoding="utf-8").strip().splitlines() or ["it said nothing"]
+            self.failure = next((line for line in reversed(said) if "Error" in line), said[-1])
             return
         figures = {name: facts[name] for name in Run.__dataclass_fields__ if name in facts}
         self.runs.append(Run(to_first_step_seconds=to_first, **figures))
